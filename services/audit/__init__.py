@@ -1,0 +1,1 @@
+"""The audit service: an append-only log of decisions that can prove itself."""
