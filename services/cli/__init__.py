@@ -1,0 +1,1 @@
+"""The `twinpath` command and the launcher of the whole mesh on one machine."""
