@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 
 import pytest
+
 from services.audit import checkpoint as cp
 
 ROOT = bytes(range(32))
 
 
 def signer(name: str = "log.example/one", fill: int = 1) -> cp.SignerKey:
+    """A signer with a fixed key."""
     return cp.SignerKey.from_seed(name, bytes([fill]) * 32)
 
 

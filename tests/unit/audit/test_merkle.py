@@ -7,6 +7,7 @@ from hashlib import sha256
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from services.audit import merkle
 
 # Leaves and roots of the Certificate Transparency reference implementation's test suite.
@@ -72,6 +73,7 @@ def naive_subproof(m: int, leaves: list[bytes], whole: bool) -> list[bytes]:
 
 
 def tree_of(leaves: list[bytes]) -> merkle.Tree:
+    """The tree over these leaves, grown one by one."""
     tree = merkle.Tree()
     for leaf in leaves:
         tree.append(merkle.leaf_hash(leaf))

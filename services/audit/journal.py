@@ -1,0 +1,368 @@
+"""The journal: leaves in segment files, durable batch by batch.
+
+The rules that acknowledgements rest on:
+
+- `append` returns only after one `fdatasync` of the whole batch. A failed sync is never retried
+  (the kernel may have dropped the pages and would report success): the journal is failed for good
+  and the process must exit.
+- A full disk found while writing, before any sync, is undone by cutting the file back; the journal
+  lives on and says so.
+- At start a torn last batch is cut and reported, unless something proves that it had been durable:
+  a batch after it, the watermark, or a signed checkpoint. Then, and for damage anywhere else, the
+  journal refuses to open and names the record.
+"""
+
+from __future__ import annotations
+
+import bisect
+import errno
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from zlib import crc32
+
+from services.audit import frames, sidecar
+from services.audit.filesystem import Appender, FileSystem
+from services.audit.merkle import HASH_SIZE, leaf_hash
+from services.audit.sidecar import Segment
+
+WATERMARK = "WATERMARK"
+_MARK = struct.Struct("<QI")
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class JournalError(Exception):
+    """Base of what the journal reports."""
+
+
+class CorruptLogError(JournalError):
+    """Something that was durable is damaged or gone; `index` names the first such record."""
+
+    def __init__(self, index: int, detail: str) -> None:
+        super().__init__(f"record {index}: {detail}")
+        self.index = index
+
+
+class JournalFailedError(JournalError):
+    """Writing failed in a way that leaves durability unknown. Acknowledge nothing more; exit."""
+
+
+class JournalFullError(JournalError):
+    """The disk is full. Nothing of the batch was kept; a later append may succeed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What opening found.
+
+    Attributes:
+        size: records in the log.
+        cut_bytes: bytes of a torn last batch that were cut; 0 after an orderly end.
+        cut_segment: the segment they were cut from, or "".
+        rebuilt: names of side files that were made anew.
+    """
+
+    size: int
+    cut_bytes: int = 0
+    cut_segment: str = ""
+    rebuilt: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a new segment starts. A segment stays below 4 GiB (offsets are 32 bits)."""
+
+    segment_records: int = 65_536
+    segment_bytes: int = 256 * 1024 * 1024
+
+
+class Journal:
+    """The segments of one log. One thread appends; any thread reads what was appended."""
+
+    def __init__(self, files: FileSystem, segments: list[Segment], limits: Limits) -> None:
+        """Use `Journal.open`."""
+        self._files = files
+        self._segments = segments
+        self._starts = [segment.first_index for segment in segments]
+        self._limits = limits
+        self._out: Appender | None = None
+        self._failed: JournalFailedError | None = None
+        self._size = segments[-1].next_index if segments else 0
+
+    @staticmethod
+    def open(
+        files: FileSystem, *, durable_size: int = 0, limits: Limits | None = None
+    ) -> tuple[Journal, Recovery]:
+        """Read the log's state, and make its end fit to append to.
+
+        Args:
+            files: the log's directory.
+            durable_size: a number of records that is known to have been durable, such as the size
+                in the last signed checkpoint.
+            limits: when a new segment starts.
+
+        Raises:
+            CorruptLogError: a record that was durable is damaged or missing.
+            OSError: the directory can't be read or written.
+        """
+        durable = max(durable_size, _read_watermark(files))
+        segments: list[Segment] = []
+        rebuilt: list[str] = []
+        cut = Recovery(0)
+        names = frames.segment_names(files.names())
+        for name in names:
+            expected = segments[-1].next_index if segments else 0
+            if frames.first_index_of(name) != expected:
+                raise CorruptLogError(expected, f"its segment is missing before {name}")
+            if name != names[-1]:
+                segment = _load_sealed(files, name)
+                if segment is None:
+                    segment = _scan_sealed(files, name)
+                    files.replace(sidecar.side_name(name), sidecar.encode(segment))
+                    rebuilt.append(sidecar.side_name(name))
+            else:
+                segment, cut = _scan_last(files, name, durable)
+            segments.append(segment)
+        size = segments[-1].next_index if segments else 0
+        if size < durable:
+            raise CorruptLogError(size, f"missing, though {durable} records were durable")
+        journal = Journal(files, segments, limits or Limits())
+        return journal, Recovery(size, cut.cut_bytes, cut.cut_segment, tuple(rebuilt))
+
+    @property
+    def size(self) -> int:
+        """Records that are durable."""
+        return self._size
+
+    @property
+    def failed(self) -> bool:
+        """Whether a write or sync failed so that the process must exit."""
+        return self._failed is not None
+
+    def leaf_hashes(self) -> bytes:
+        """Return the concatenated 32-byte leaf hashes of all records."""
+        return b"".join(segment.hashes for segment in self._segments)
+
+    def append(self, leaves: Sequence[bytes], hashes: bytes | None = None) -> int:
+        """Write a batch and return its first index once it is durable. Blocks.
+
+        Args:
+            leaves: the records' bytes, at least one.
+            hashes: their concatenated leaf hashes, if the caller has them already.
+
+        Raises:
+            JournalFullError: the disk is full; nothing was kept.
+            JournalFailedError: durability is unknown; exit.
+        """
+        if self._failed is not None:
+            raise self._failed
+        hashes = b"".join(map(leaf_hash, leaves)) if hashes is None else hashes
+        if len(hashes) != len(leaves) * HASH_SIZE or not leaves:
+            raise ValueError("a batch needs records, and one hash for each")
+        first = self._size
+        buffers, offsets = frames.batch(first, leaves)
+        data = b"".join(buffers)
+        try:
+            segment, out = self._current(len(data), len(leaves))
+            self._write(out, segment, data)
+            out.datasync()
+        except JournalFullError:
+            raise
+        except OSError as error:
+            self._failed = JournalFailedError(f"writing the log failed: {error}")
+            raise self._failed from error
+        start = segment.size
+        segment.offsets.extend([start + offset for offset in offsets])
+        segment.hashes += hashes
+        segment.size += len(data)
+        segment.crc = crc32(data, segment.crc)
+        self._size = first + len(leaves)
+        self._mark()
+        return first
+
+    def read(self, index: int) -> bytes:
+        """Return the leaf at `index`.
+
+        Raises:
+            IndexError: there is none (yet).
+            CorruptLogError: its checksum differs.
+        """
+        if not 0 <= index < self._size:
+            raise IndexError(f"record {index} of {self._size}")
+        segment = self._segments[bisect.bisect_right(self._starts, index) - 1]
+        at = segment.offsets[index - segment.first_index]
+        head = self._files.read_at(segment.name, at, frames.RECORD_HEADER.size + 1024)
+        length, crc = frames.RECORD_HEADER.unpack_from(head)
+        leaf = head[frames.RECORD_HEADER.size : frames.RECORD_HEADER.size + length]
+        if len(leaf) < length <= self._limits.segment_bytes:
+            leaf = self._files.read_at(segment.name, at + frames.RECORD_HEADER.size, length)
+        if len(leaf) != length or frames.record_crc(index, leaf) != crc:
+            raise CorruptLogError(index, f"its checksum differs, in {segment.name} at {at}")
+        return leaf
+
+    def scan(self, start: int = 0) -> Iterator[tuple[int, bytes]]:
+        """Yield (index, leaf) of each durable record from `start` on, in order."""
+        end = self._size
+        for segment in list(self._segments):
+            if segment.next_index <= start:
+                continue
+            data = self._files.read_all(segment.name)[: segment.size]
+            for _, records in _checked_batches(data, segment):
+                for record in records:
+                    if start <= record.index < end:
+                        yield record.index, record.leaf
+
+    def close(self) -> None:
+        """Close the file that is written to. All that was acknowledged is durable already."""
+        if self._out is not None:
+            self._out.close()
+            self._out = None
+
+    def _current(self, size: int, count: int) -> tuple[Segment, Appender]:
+        """Return the segment to write to, a new one if the present one is full."""
+        segment = self._segments[-1] if self._segments else None
+        full = (
+            segment is not None
+            and len(segment.offsets) > 0
+            and (
+                len(segment.offsets) + count > self._limits.segment_records
+                or segment.size + size > self._limits.segment_bytes
+            )
+        )
+        if segment is None or full:
+            if self._out is not None:
+                self._out.close()
+                self._out = None
+            sealed, segment = segment, _start_segment(self._files, self._size)
+            if sealed is not None:
+                self._seal(sealed)
+            self._segments.append(segment)
+            self._starts.append(segment.first_index)
+        if self._out is None:
+            self._out = self._files.append_to(segment.name)
+        return segment, self._out
+
+    def _seal(self, segment: Segment) -> None:
+        """Write the side file; a start without it is slower, and no worse."""
+        try:
+            self._files.replace(sidecar.side_name(segment.name), sidecar.encode(segment))
+        except OSError:
+            return
+
+    def _write(self, out: Appender, segment: Segment, data: bytes) -> None:
+        try:
+            out.write([data])
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            out.truncate(segment.size)
+            raise JournalFullError(f"the log's disk is full: {error}") from error
+
+    def _mark(self) -> None:
+        """Leave the hint that all up to here was durable. Unsynced, so it costs next to nothing."""
+        packed = _MARK.pack(self._size, 0)[:8]
+        try:
+            self._files.overwrite(WATERMARK, packed + struct.pack("<I", crc32(packed)))
+        except OSError:
+            return
+
+
+def _read_watermark(files: FileSystem) -> int:
+    try:
+        data = files.read_all(WATERMARK)
+    except FileNotFoundError:
+        return 0
+    if len(data) != _MARK.size:
+        return 0
+    size, crc = _MARK.unpack(data)
+    return int(size) if crc32(data[:8]) == crc else 0
+
+
+def _start_segment(files: FileSystem, first_index: int) -> Segment:
+    """Make a segment whose name and header are durable."""
+    name = frames.segment_name(first_index)
+    header = frames.segment_header(first_index)
+    out = files.append_to(name)
+    try:
+        try:
+            out.truncate(0)
+            out.write([header])
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            files.remove(name)
+            raise JournalFullError(f"the log's disk is full: {error}") from error
+        out.datasync()
+        files.sync_directory()
+    finally:
+        out.close()
+    return Segment(name, first_index, size=len(header), crc=crc32(header))
+
+
+def _load_sealed(files: FileSystem, name: str) -> Segment | None:
+    """Read a sealed segment's side file; None if the segment must be scanned instead."""
+    try:
+        side = files.read_all(sidecar.side_name(name))
+    except FileNotFoundError:
+        return None
+    segment = sidecar.decode(name, frames.first_index_of(name), side)
+    if segment is None or files.size(name) != segment.size:
+        return None
+    return segment if crc32(files.read_all(name)) == segment.crc else None
+
+
+def _blank(name: str, data: bytes) -> Segment:
+    header = data[: frames.SEGMENT_HEADER.size]
+    return Segment(name, frames.first_index_of(name), size=len(header), crc=crc32(header))
+
+
+def _scan_sealed(files: FileSystem, name: str) -> Segment:
+    data = files.read_all(name)
+    segment = _blank(name, data)
+    for stop, records in _checked_batches(data, segment):
+        _take(segment, data, stop, records)
+    return segment
+
+
+def _scan_last(files: FileSystem, name: str, durable: int) -> tuple[Segment, Recovery]:
+    """Scan the last segment, and cut what a crash left behind after the last whole batch."""
+    data = files.read_all(name)
+    segment = _blank(name, data)
+    try:
+        for stop, records in frames.read_batches(data, segment.first_index):
+            _take(segment, data, stop, records)
+    except frames.FrameError as error:
+        later = frames.later_batch(data, error.offset, segment.next_index)
+        if later is not None:
+            raise CorruptLogError(
+                error.index, f"{error}, in {name}; records from {later} on follow it"
+            ) from error
+        if durable > segment.next_index:
+            raise CorruptLogError(
+                error.index, f"{error}, in {name}; {durable} records were durable"
+            ) from error
+        if error.offset == 0:  # the header itself: nothing of this segment was ever durable
+            return _start_segment(files, segment.first_index), Recovery(0, len(data), name)
+        out = files.append_to(name)
+        try:
+            out.truncate(error.offset)
+            out.datasync()
+        finally:
+            out.close()
+        return segment, Recovery(0, len(data) - error.offset, name)
+    return segment, Recovery(0)
+
+
+def _take(segment: Segment, data: bytes, stop: int, records: list[frames.Record]) -> None:
+    """Add a batch that was read to what is known of the segment."""
+    segment.offsets.extend([record.offset for record in records])
+    segment.hashes += b"".join([leaf_hash(record.leaf) for record in records])
+    segment.crc = crc32(data[segment.size : stop], segment.crc)
+    segment.size = stop
+
+
+def _checked_batches(data: bytes, segment: Segment) -> Iterator[tuple[int, list[frames.Record]]]:
+    try:
+        yield from frames.read_batches(data, segment.first_index)
+    except frames.FrameError as error:
+        raise CorruptLogError(error.index, f"{error}, in {segment.name}") from error
