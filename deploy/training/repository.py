@@ -1,0 +1,72 @@
+"""A Triton model repository on disk: one folder a model, replaced as a whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+MAX_BATCH = 64
+MODEL_FILE = "model.onnx"
+CARD_FILE = "card.json"
+CONFIG_FILE = "config.pbtxt"
+
+
+def triton_config(card: dict[str, Any]) -> str:
+    """Render `config.pbtxt` for a model whose card states its tensors.
+
+    No instance group: Triton takes the GPU where there is one. The thread parameters are those of
+    NVIDIA's own ONNX Runtime backend, which runs the same repository unchanged.
+    """
+
+    def tensor(kind: str, spec: dict[str, Any]) -> str:
+        dims = ", ".join(str(size) for size in spec["shape"][1:])
+        return (
+            f'{kind} {{\n  name: "{spec["name"]}"\n'
+            f"  data_type: TYPE_{spec['datatype']}\n  dims: [ {dims} ]\n}}\n"
+        )
+
+    return (
+        f"# {card['summary']}; task {card['task']}; written by deploy/training\n"
+        f'name: "{card["name"]}"\n'
+        'backend: "onnxruntime"\n'
+        f"max_batch_size: {MAX_BATCH}\n"
+        + "".join(tensor("input", spec) for spec in card["inputs"])
+        + "".join(tensor("output", spec) for spec in card["outputs"])
+        + "dynamic_batching { }\n"
+        'parameters { key: "intra_op_thread_count" value: { string_value: "1" } }\n'
+        'parameters { key: "inter_op_thread_count" value: { string_value: "1" } }\n'
+    )
+
+
+def write_model(root: Path, card: dict[str, Any], artifact: bytes, *, triton: bool = True) -> Path:
+    """Write `<root>/<name>/<version>/{model.onnx,card.json}`, and `config.pbtxt` for Triton.
+
+    The model's folder is built beside the root and then moved into place, so that a Triton that
+    polls `root` sees no half model. Other models under `root` stay as they are.
+
+    Returns:
+        The model's folder.
+    """
+    name: str = card["name"]
+    target = root / name
+    root.mkdir(parents=True, exist_ok=True)
+    building = Path(mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    try:
+        folder = building / name
+        version = folder / card["version"]
+        version.mkdir(parents=True)
+        (version / MODEL_FILE).write_bytes(artifact)
+        (version / CARD_FILE).write_text(
+            json.dumps(card, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
+        if triton:
+            (folder / CONFIG_FILE).write_text(triton_config(card), encoding="utf-8")
+        if target.exists():
+            target.rename(building / "replaced")
+        folder.rename(target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return target
