@@ -1,0 +1,1 @@
+"""How any service runs. Imports no service and knows no business word."""

@@ -1,0 +1,189 @@
+"""Runs a service: settings in, server up, signals heard, everything closed in order.
+
+A service's `__main__` names its settings and a `build` function; all that is created while
+building goes on one AsyncExitStack and is closed in reverse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from opentelemetry.instrumentation.grpc import aio_server_interceptor
+
+from services.chassis import call as calls
+from services.chassis import logs, metrics, telemetry
+from services.chassis.channels import message_options
+from services.chassis.health import Health, Ping
+from services.chassis.identity import TokenVerifier, read_access_table, read_public_keys
+from services.chassis.interceptors import Boundary, Door
+from services.chassis.settings import ServiceSettings, load_or_exit
+
+log = logging.getLogger(__name__)
+S = TypeVar("S", bound=ServiceSettings)
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A servicer and where it belongs.
+
+    `name` is the full service name; `add` the generated add_…Servicer_to_server function.
+    """
+
+    name: str
+    servicer: object
+    add: Callable[[Any, Any], None]
+
+
+@dataclass(frozen=True)
+class Service:
+    """What a build function gives back.
+
+    `pings` decide about health; `background` run until shutdown, and the service stops when one
+    of them fails, because a service without its background work is not what it says.
+    """
+
+    mounts: Sequence[Mount]
+    pings: Mapping[str, Ping] = field(default_factory=dict)
+    background: Sequence[Callable[[], Awaitable[None]]] = ()
+
+
+Build = Callable[[S, AsyncExitStack], Awaitable[Service]]
+
+
+@dataclass(frozen=True)
+class Running:
+    """A service that runs. `address` is where it listens, with the real port."""
+
+    address: str
+    health: Health
+    server: grpc.aio.Server
+    failed: asyncio.Future[None]
+
+
+def _server(settings: ServiceSettings) -> grpc.aio.Server:
+    verifier = TokenVerifier(read_public_keys(settings.trusted_keys))
+    table = read_access_table(settings.access_file)
+    traced = [aio_server_interceptor()] if telemetry.tracing() else []
+    # The order and its reasons: see interceptors.py.
+    interceptors = [*traced, Boundary(), Door(verifier, table, settings.default_deadline_s)]
+    options = [
+        *message_options(settings.max_message_bytes),
+        ("grpc.server_handshake_timeout_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.so_reuseport", 0),  # two services on one port is a mistake, not a feature
+    ]
+    return grpc.aio.server(interceptors=interceptors, options=options)
+
+
+def _bind(server: grpc.aio.Server, settings: ServiceSettings) -> str:
+    host = settings.listen.rpartition(":")[0]
+    if settings.tls_cert and settings.tls_key and settings.tls_ca:
+        credentials = grpc.ssl_server_credentials(
+            [(settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())],
+            root_certificates=settings.tls_ca.read_bytes(),
+            require_client_auth=True,
+        )
+        port = server.add_secure_port(settings.listen, credentials)
+    else:
+        port = server.add_insecure_port(settings.listen)
+    return f"{host}:{port}"
+
+
+@contextlib.asynccontextmanager
+async def started(settings: S, build: Build[S]) -> AsyncIterator[Running]:
+    """Start a service in this process; drain and close it at the end. Tests use it too."""
+    async with AsyncExitStack() as stack:
+        calls.enter(None)
+        service = await build(settings, stack)
+        server = _server(settings)
+        health = Health([m.name for m in service.mounts], service.pings, settings.ping_interval_s)
+        await health.start()
+        for mount in service.mounts:
+            mount.add(mount.servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+        names = [m.name for m in service.mounts]
+        names += [health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+        address = _bind(server, settings)
+        await server.start()
+        failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        tasks = [asyncio.ensure_future(work()) for work in (health.watch, *service.background)]
+        for task in tasks:
+            task.add_done_callback(lambda done: _background_ended(done, failed))
+        log.info("listening", extra={"address": address})
+        try:
+            yield Running(address, health, server, failed)
+        finally:
+            # The order of a shutdown:
+            # 1. NOT_SERVING, so that nobody new comes;
+            await health.drain()
+            # 2. settle: load balancers need a moment to notice;
+            await asyncio.sleep(settings.settle_s)
+            # 3. stop: calls in flight get their grace;
+            await server.stop(settings.drain_s)
+            # 4. background work;
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            failed.cancel()
+            # 5. clients and stores: the exit stack, in reverse of their creation;
+            # 6. telemetry: `main`, after all that could still write a span.
+
+
+def _background_ended(task: asyncio.Future[Any], failed: asyncio.Future[None]) -> None:
+    if task.cancelled() or failed.done():
+        return
+    error = task.exception()
+    failed.set_exception(error or RuntimeError("background work ended by itself"))
+
+
+async def _run(settings: S, build: Build[S]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with started(settings, build) as running:
+        waiting: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
+        first: set[asyncio.Future[Any]] = {waiting, running.failed}
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if running.failed.done():
+            running.failed.result()
+        log.info("stopping")
+
+
+def main(name: str, kind: type[S], build: Build[S]) -> None:
+    """Run a service until SIGTERM or SIGINT. Exits with 1 if it can't start or go on."""
+    settings = load_or_exit(kind)
+    logs.setup(name, settings.log_level)
+    provider = telemetry.setup(name)
+    metrics.serve(settings.metrics_listen)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_run(settings, build))
+    except Exception:
+        log.exception("cannot go on")
+        raise SystemExit(1) from None
+    finally:
+        if provider is not None:
+            provider.shutdown()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415 - not on every platform
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

@@ -1,0 +1,64 @@
+"""Traces: OpenTelemetry to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names.
+
+Sampling follows OTEL_TRACES_SAMPLER and its argument (default: parent-based, always on). Without
+an endpoint nothing is recorded, but the caller's trace context is still passed on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from opentelemetry import propagate, trace
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+from twinpath.common.v1 import context_pb2
+
+ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+
+
+def setup(service: str) -> TracerProvider | None:
+    """Install the tracer provider of this process; None when no endpoint is set."""
+    endpoint = os.environ.get(ENDPOINT) or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    if not endpoint:
+        return None
+    resource = Resource.create(
+        {SERVICE_NAME: f"twinpath-{service}", SERVICE_INSTANCE_ID: str(os.getpid())}
+    )
+    provider = TracerProvider(resource=resource)
+    exporter = OTLPSpanExporter(insecure=not endpoint.startswith("https"))
+    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
+    trace.set_tracer_provider(provider)
+    return provider
+
+
+def tracing() -> bool:
+    """Tell whether this process records spans at all."""
+    return isinstance(trace.get_tracer_provider(), TracerProvider)
+
+
+def inject() -> context_pb2.TraceContext | None:
+    """Return the current span's context for an item of a batch; None without a trace."""
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    if "traceparent" not in carrier:
+        return None
+    return context_pb2.TraceContext(
+        traceparent=carrier["traceparent"], tracestate=carrier.get("tracestate", "")
+    )
+
+
+def extract(item: context_pb2.TraceContext) -> Context:
+    """Return the OpenTelemetry context that an item carries."""
+    carrier: Mapping[str, str] = {"traceparent": item.traceparent, "tracestate": item.tracestate}
+    return propagate.extract(carrier)
+
+
+def trace_id() -> str:
+    """Return the current trace's id, 32 hex digits; empty without a trace."""
+    span = trace.get_current_span().get_span_context()
+    return f"{span.trace_id:032x}" if span.is_valid else ""
