@@ -1,0 +1,176 @@
+"""Group commit: what arrives while a sync is in flight goes out together as the next batch.
+
+No timer: a lone record pays one sync, and under load the batch grows by itself. A waiter hears
+nothing before its records are durable, and after a sync of unknown outcome nobody ever hears a
+success again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.audit.journal import JournalError, JournalFailedError, JournalFullError
+from services.audit.merkle import leaf_hash
+
+
+class QueueFullError(Exception):
+    """More is waiting to become durable than memory is meant to hold. Try again later."""
+
+
+class Log(Protocol):
+    """The part of the journal that group commit needs."""
+
+    def append(self, leaves: Sequence[bytes], hashes: bytes | None = None) -> int:
+        """Write a batch durably, return its first index. Called from one thread."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    leaves: Sequence[bytes]
+    hashes: list[bytes]
+    done: asyncio.Future[int]
+
+
+CommitHook = Callable[[int, Sequence[bytes], Sequence[bytes]], None]
+
+
+class GroupCommit:
+    """Turns concurrent appends into few syncs. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        log: Log,
+        *,
+        on_commit: CommitHook,
+        on_fatal: Callable[[BaseException], None],
+        max_batch: int = 256,
+        max_waiting_bytes: int = 64 * 1024 * 1024,
+    ) -> None:
+        """Wrap `log`.
+
+        Args:
+            log: written to from a thread of its own, one call at a time.
+            on_commit: told (first index, leaves, leaf hashes) of each durable batch, in order and
+                on the event loop, before its waiters are.
+            on_fatal: told once when durability is unknown; the process should exit.
+            max_batch: records that go into one sync, unless a single append has more.
+            max_waiting_bytes: leaf bytes that may wait; past them, QueueFullError.
+        """
+        self._log = log
+        self._on_commit = on_commit
+        self._on_fatal = on_fatal
+        self._max_batch = max_batch
+        self._max_waiting_bytes = max_waiting_bytes
+        self._waiting: deque[_Waiting] = deque()
+        self._waiting_bytes = 0
+        self._fatal: JournalFailedError | None = None
+        self._closed = False
+        self._writer: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+
+    @property
+    def failed(self) -> bool:
+        """Whether durability has become unknown."""
+        return self._fatal is not None
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Leaf bytes that are not durable yet."""
+        return self._waiting_bytes
+
+    async def append(self, leaves: Sequence[bytes]) -> int:
+        """Return the first leaf's index once all the leaves are durable, one after the other.
+
+        A caller that stops waiting doesn't take its records back.
+
+        Raises:
+            QueueFullError: too much is waiting.
+            JournalFullError: the disk is full, and none of the leaves was kept.
+            JournalFailedError: whether the leaves are durable is unknown; nothing will be again.
+        """
+        return await self.enqueue(leaves)
+
+    def enqueue(self, leaves: Sequence[bytes]) -> asyncio.Future[int]:
+        """Queue the leaves at once, as `append` does, and return what it waits for."""
+        if self._fatal is not None:
+            raise self._fatal
+        if self._closed:
+            raise JournalFullError("the log is closing")
+        size = sum(map(len, leaves))
+        if self._waiting_bytes + size > self._max_waiting_bytes:
+            raise QueueFullError(f"{self._waiting_bytes} bytes wait for the disk")
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(leaves, [leaf_hash(leaf) for leaf in leaves], done))
+        self._waiting_bytes += size
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write())
+        return done
+
+    async def run_exclusive(self, work: Callable[[], None]) -> None:
+        """Run `work` in the journal's thread, between two batches."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def close(self) -> None:
+        """Let what waits become durable, take nothing more, and stop the thread."""
+        self._closed = True
+        if self._writer is not None:
+            await asyncio.wait({self._writer})
+        self._thread.shutdown(wait=True)
+
+    async def _write(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._waiting:
+                group = self._take()
+                leaves = [leaf for waiting in group for leaf in waiting.leaves]
+                hashes = [hashed for waiting in group for hashed in waiting.hashes]
+                try:
+                    index = await loop.run_in_executor(
+                        self._thread, self._log.append, leaves, b"".join(hashes)
+                    )
+                    self._on_commit(index, leaves, hashes)
+                except JournalFullError as error:
+                    _tell(group, error)
+                except BaseException as error:  # noqa: BLE001 - of whatever kind: trust is gone
+                    self._die(error, group)
+                    return
+                else:
+                    for waiting in group:
+                        if not waiting.done.done():
+                            waiting.done.set_result(index)
+                        index += len(waiting.leaves)
+                finally:
+                    self._waiting_bytes -= sum(map(len, leaves))
+        finally:
+            self._writer = None
+
+    def _take(self) -> list[_Waiting]:
+        group, count = [self._waiting.popleft()], 0
+        count = len(group[0].leaves)
+        while self._waiting and count + len(self._waiting[0].leaves) <= self._max_batch:
+            group.append(self._waiting.popleft())
+            count += len(group[-1].leaves)
+        return group
+
+    def _die(self, error: BaseException, group: list[_Waiting]) -> None:
+        """Fail all who wait, now and for good."""
+        self._fatal = (
+            error
+            if isinstance(error, JournalFailedError)
+            else JournalFailedError(f"the log can't be trusted any more: {error!r}")
+        )
+        _tell([*group, *self._waiting], self._fatal)
+        self._waiting.clear()
+        self._on_fatal(error)
+
+
+def _tell(group: list[_Waiting], error: JournalError) -> None:
+    for waiting in group:
+        if not waiting.done.done():
+            waiting.done.set_exception(error)
+            waiting.done.exception()  # seen: a waiter that went away is no news
