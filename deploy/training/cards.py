@@ -55,7 +55,7 @@ def code_version(folder: Path) -> str | None:
         return None
 
     def ask(*arguments: str) -> str | None:
-        done = subprocess.run(  # noqa: S603 - a fixed program with fixed arguments
+        done = subprocess.run(
             [git, "-C", str(folder), *arguments], capture_output=True, text=True, check=False
         )
         return done.stdout.strip() if done.returncode == 0 else None

@@ -17,8 +17,9 @@ CONFIG_FILE = "config.pbtxt"
 def triton_config(card: dict[str, Any]) -> str:
     """Render `config.pbtxt` for a model whose card states its tensors.
 
-    No instance group: Triton takes the GPU where there is one. The thread parameters are those of
-    NVIDIA's own ONNX Runtime backend, which runs the same repository unchanged.
+    The instance group names no kind: Triton takes the GPU where there is one. The thread
+    parameters are those of NVIDIA's own ONNX Runtime backend, which runs the same repository
+    unchanged.
     """
 
     def tensor(kind: str, spec: dict[str, Any]) -> str:
@@ -35,7 +36,8 @@ def triton_config(card: dict[str, Any]) -> str:
         f"max_batch_size: {MAX_BATCH}\n"
         + "".join(tensor("input", spec) for spec in card["inputs"])
         + "".join(tensor("output", spec) for spec in card["outputs"])
-        + "dynamic_batching { }\n"
+        + "instance_group [ { count: 1 } ]\n"
+        "dynamic_batching { }\n"
         'parameters { key: "intra_op_thread_count" value: { string_value: "1" } }\n'
         'parameters { key: "inter_op_thread_count" value: { string_value: "1" } }\n'
     )
