@@ -81,7 +81,7 @@ def read(run: Path) -> MeshDescription:
         raise MeshNotRunningError(f"{run / FILE} can't be read: {error}") from None
     if not _alive(description.launcher_pid):
         raise MeshNotRunningError(
-            f"the mesh in {run.parent} ended (its launcher, pid {description.launcher_pid}, is gone)"
+            f"the mesh in {run.parent} ended: its launcher, {description.launcher_pid}, is gone"
         )
     return description
 
