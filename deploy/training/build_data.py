@@ -22,11 +22,10 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 
 from deploy.training.history import CREATED, EVENT, KEY, build_history, with_ids
 from deploy.training.known import KnownRows, load_known_rows
+from deploy.training.tasks import BASELINE, SERUM
 
 SEED = 20_240_601
 DEFAULT_OUT = Path(__file__).resolve().parents[2] / "feature_repo" / "data"
-BASELINE = ("age", "sex", "bmi", "bp")
-SERUM = ("s1", "s2", "s3", "s4", "s5", "s6")
 BMI_NOW_NOISE = 0.5  # kg/m2 between the visit and the decision
 
 
