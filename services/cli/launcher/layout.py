@@ -1,0 +1,73 @@
+"""Where everything of one mesh lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Folders of one mesh. Nothing is made by asking for them.
+
+    Attributes:
+        home: What can be made once and used by several meshes: the trained models.
+        runtime: What belongs to one mesh alone: keys, log, state, logs of processes.
+        feature_repo: The Feast repo, with its generated `data/`.
+        catalog: Tasks, policies, providers, and the access table.
+        triton_env: The virtual environment that holds the embedded Triton.
+        models: Triton's model repository, if it is not the trained one.
+    """
+
+    home: Path
+    runtime: Path
+    feature_repo: Path = ROOT / "feature_repo"
+    catalog: Path = ROOT / "deploy" / "catalog"
+    triton_env: Path = ROOT / ".venv-triton"
+    models: Path | None = None
+
+    @property
+    def trained(self) -> Path:
+        """Triton's model repository, as the training writes it."""
+        return self.home / "models"
+
+    @property
+    def artifacts(self) -> Path:
+        """The stand-in vendor's models."""
+        return self.home / "artifacts"
+
+    @property
+    def run(self) -> Path:
+        """`mesh.json`."""
+        return self.runtime / "run"
+
+    @property
+    def logs(self) -> Path:
+        """One log file for each process and step."""
+        return self.runtime / "run" / "logs"
+
+    @property
+    def keys(self) -> Path:
+        """Keys and tokens."""
+        return self.runtime / "keys"
+
+    @property
+    def audit(self) -> Path:
+        """The audit log."""
+        return self.runtime / "audit"
+
+    @property
+    def state(self) -> Path:
+        """The state store's append-only file."""
+        return self.runtime / "state"
+
+    @property
+    def backends(self) -> Path:
+        """Our own Triton backends."""
+        return ROOT / "deploy" / "triton" / "backends"
+
+    def log(self, name: str) -> Path:
+        """The log file of a process or step."""
+        return self.logs / f"{name}.log"
