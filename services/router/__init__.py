@@ -1,0 +1,1 @@
+"""The router: one request in, one decision out, over whichever path policy and health admit."""

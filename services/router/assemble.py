@@ -1,0 +1,195 @@
+"""From features and request fields to the model input, before any path is known.
+
+Pure but for the contract's own messages. Only what the task's contract lists gets in. What a path may not see is never in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from services.chassis.errors import FailedPreconditionError, InvalidArgumentError
+from services.router.catalog import InputSpec, Task
+from twinpath.common.v1 import decision_pb2, value_pb2
+from twinpath.inference import digest, tensors
+from twinpath.inference.v1 import tensor_pb2
+
+_PRESENT = decision_pb2.FEATURE_STATUS_PRESENT
+_STALE = decision_pb2.FEATURE_STATUS_STALE
+_RULES: dict[int, str] = {
+    decision_pb2.FEATURE_STATUS_STALE: "stale",
+    decision_pb2.FEATURE_STATUS_NULL: "null",
+    decision_pb2.FEATURE_STATUS_ABSENT_FEATURE: "absent_feature",
+    decision_pb2.FEATURE_STATUS_ABSENT_ENTITY: "absent_entity",
+}
+_KINDS = {
+    "int64": ("int64_value",),
+    "double": ("double_value", "int64_value"),
+    "bool": ("bool_value",),
+    "string": ("string_value",),
+}
+_NUMPY = {
+    "FP32": np.float32,
+    "FP64": np.float64,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "BOOL": np.bool_,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """The model input, and what was done about features that were not PRESENT."""
+
+    model_input: tensor_pb2.ModelInput
+    handling: list[decision_pb2.FeatureHandling]
+
+
+def read_request(
+    task: Task, entity: Mapping[str, value_pb2.Value], fields: Mapping[str, value_pb2.Value]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the entity's keys and the request fields as plain values, defaults filled in.
+
+    Raises:
+        InvalidArgumentError: keys or fields are missing, unknown or of the wrong type; all named.
+    """
+    found: list[tuple[str, str]] = []
+    keys = {
+        name: _read(f"entity[{name}]", kind, entity.get(name), found)
+        for name, kind in task.entity.keys.items()
+    }
+    found += [(f"entity[{name}]", "is not a key of this task") for name in entity.keys() - keys]
+    values: dict[str, Any] = {}
+    for name, spec in task.fields.items():
+        given = fields.get(name)
+        if given is None or given.WhichOneof("kind") is None:
+            if spec.required:
+                found.append((f"fields[{name}]", "is required"))
+            values[name] = spec.default
+        else:
+            values[name] = _read(f"fields[{name}]", spec.type, given, found)
+    unknown = fields.keys() - task.fields.keys()
+    found += [(f"fields[{name}]", "is not a field of this task") for name in unknown]
+    if found:
+        found.sort()
+        text = "; ".join(f"{field} {what}" for field, what in found[:8])
+        raise InvalidArgumentError("INVALID_REQUEST", text, violations=found)
+    return keys, values
+
+
+def _read(
+    place: str, kind: str, value: value_pb2.Value | None, found: list[tuple[str, str]]
+) -> Any:
+    which = None if value is None else value.WhichOneof("kind")
+    if value is None or which is None:
+        found.append((place, "is required"))
+        return None
+    if which not in _KINDS[kind]:
+        found.append((place, f"must be {kind}, not {which.removesuffix('_value')}"))
+        return None
+    plain = getattr(value, which)
+    if kind == "double":
+        plain = float(plain)
+        if not math.isfinite(plain):
+            found.append((place, "must be a finite number"))
+    return plain
+
+
+def assemble(
+    task: Task, values: Mapping[str, Any], statuses: Mapping[str, int], fields: Mapping[str, Any]
+) -> Assembled:
+    """Build the model input of one request.
+
+    `values` and `statuses` are by `view__feature`.
+
+    Raises:
+        FailedPreconditionError: features are not there and the task's rule refuses.
+        InvalidArgumentError: a value does not fit its tensor (NaN, range); each named.
+    """
+    handling: list[decision_pb2.FeatureHandling] = []
+    refused: list[tuple[str, str]] = []
+    found: list[tuple[str, str]] = []
+    out = []
+    for spec in task.inputs:
+        elements = []
+        for source in spec.sources:
+            if source.startswith("field:"):
+                elements.append(fields[source[6:]])
+                continue
+            status = statuses.get(source, decision_pb2.FEATURE_STATUS_ABSENT_FEATURE)
+            value = values.get(source)
+            if status != _PRESENT:
+                value = _handle(task, source, status, value, handling, refused)
+            elements.append(value)
+        if not refused:
+            out.append(_tensor(spec, elements, found))
+    if refused:
+        names = ", ".join(name for name, _ in refused[:8])
+        raise FailedPreconditionError(
+            "FEATURES_MISSING",
+            f"the task {task.name} refuses to decide without: {names}",
+            metadata=dict(refused[:32]),
+        )
+    if found:
+        text = "; ".join(f"{field} {what}" for field, what in found[:8])
+        raise InvalidArgumentError("INVALID_INPUT", text, violations=found)
+    ordered = tensors.normalize(out)
+    return Assembled(
+        tensor_pb2.ModelInput(tensors=ordered, digest=digest.digest(ordered)), handling
+    )
+
+
+def _handle(
+    task: Task,
+    source: str,
+    status: int,
+    value: Any,
+    handling: list[decision_pb2.FeatureHandling],
+    refused: list[tuple[str, str]],
+) -> Any:
+    """Apply the task's rule to a feature that is not PRESENT; return the value to use."""
+    rule = getattr(task.missing_features, _RULES[status])
+    action = decision_pb2.FEATURE_ACTION_UNSPECIFIED
+    if rule == "accept" and status == _STALE and value is not None:
+        action = decision_pb2.FEATURE_ACTION_ACCEPTED_STALE
+    elif rule in ("default", "accept") and source in task.missing_features.defaults:
+        value = task.missing_features.defaults[source]
+        action = decision_pb2.FEATURE_ACTION_DEFAULTED
+    else:
+        refused.append((source, _RULES[status]))
+        return None
+    handling.append(
+        decision_pb2.FeatureHandling(feature=source, status=status, action=action)  # type: ignore[arg-type]
+    )
+    return value
+
+
+def _tensor(
+    spec: InputSpec, elements: list[Any], found: list[tuple[str, str]]
+) -> tensor_pb2.Tensor:
+    if spec.datatype == "BYTES":
+        coded = [e.encode() if isinstance(e, str) else bytes(e) for e in elements]
+        array = np.empty(len(coded), dtype=object)
+        array[:] = coded
+        return tensors.from_numpy(spec.name, array.reshape(spec.shape))
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(elements, dtype=_NUMPY[spec.datatype])
+    except (TypeError, ValueError, OverflowError):
+        for source, element in zip(spec.sources, elements, strict=True):
+            if not isinstance(element, (int, float, bool)):
+                found.append((source, f"is no number, but {spec.name} is {spec.datatype}"))
+        if not found:
+            found.append((spec.name, f"a value does not fit {spec.datatype}"))
+        return tensor_pb2.Tensor()
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        found += [
+            (spec.sources[index], "is not a finite number")
+            for index in np.flatnonzero(~np.isfinite(array))
+            if not (spec.allow_nan and np.isnan(array[index]))
+        ]
+    return tensors.from_numpy(spec.name, array.reshape(spec.shape))

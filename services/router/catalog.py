@@ -1,0 +1,249 @@
+"""The catalog: tasks and policies from files, checked as a whole before any of it is used.
+
+A set with a mistake is refused as a whole, with file, line and rule; the last good set stays in
+force (see `CatalogKeeper`), and replies say so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from services.chassis.files import FileError, digest_of, read_model
+from services.router.policy import Policy, PolicyFile, compile_policy
+from twinpath.inference import tensors
+
+log = logging.getLogger(__name__)
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=128)]
+DataClassName = Literal["public", "internal", "confidential", "restricted"]
+DATA_CLASSES = {"public": 1, "internal": 2, "confidential": 3, "restricted": 4}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EntitySpec(_Strict):
+    """Whom the task is about: a namespace for its ids, and the join keys with their types."""
+
+    type: Name
+    keys: dict[str, Literal["int64", "string"]] = Field(min_length=1)
+
+
+class FieldSpec(_Strict):
+    """A request-time field. Without a default it is required; a default of null is a null."""
+
+    type: Literal["int64", "double", "bool", "string"]
+    default: Any = Field(default=...)
+    required: bool = False
+    to: Literal["features", "input"] = "features"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _required_without_default(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "default" not in data:
+            return {**data, "default": None, "required": True}
+        return data
+
+
+class MissingFeatures(_Strict):
+    """What the task does about a feature that is not PRESENT.
+
+    `refuse` answers FAILED_PRECONDITION; `default` takes the feature's default below (and refuses
+    where there is none); `accept` uses a stale value.
+    """
+
+    absent_entity: Literal["refuse", "default"] = "refuse"
+    absent_feature: Literal["refuse", "default"] = "refuse"
+    null: Literal["refuse", "default"] = "refuse"
+    stale: Literal["refuse", "default", "accept"] = "refuse"
+    defaults: dict[str, float | int | str | bool] = Field(default_factory=dict)
+
+
+class InputSpec(_Strict):
+    """One tensor of the model input, and where each of its elements comes from.
+
+    Each source is a feature (`view__feature`) or a request field (`field:name`).
+    """
+
+    name: str
+    datatype: Literal["FP32", "FP64", "INT32", "INT64", "BOOL", "BYTES"]
+    shape: list[int] = Field(min_length=1)
+    sources: list[str] = Field(alias="from", min_length=1)
+    allow_nan: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> InputSpec:
+        if tensors.element_count(self.shape) != len(self.sources):
+            raise ValueError(f"shape {self.shape} does not hold {len(self.sources)} elements")
+        return self
+
+
+class OutputSpec(_Strict):
+    """One tensor of the output contract; the filter refuses what does not fit."""
+
+    name: str
+    datatype: Literal["FP32", "FP64", "INT32", "INT64", "BOOL", "BYTES"]
+    shape: list[int]
+    min: float | None = None
+    max: float | None = None
+
+
+class CandidateSpec(_Strict):
+    """One model at one version on one path."""
+
+    id: Name
+    path: Literal["local", "remote"]
+    model: str
+    version: str
+    provider: str = ""
+    region: str = ""
+    cost_nanos_usd: int = Field(default=0, ge=0, description="expected cost of one call")
+    approvals: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _provider_fits_path(self) -> CandidateSpec:
+        if (self.path == "remote") != bool(self.provider):
+            raise ValueError("a remote candidate names its provider, a local one does not")
+        return self
+
+
+class Task(_Strict):
+    """One task file."""
+
+    name: Name
+    version: str
+    summary: str
+    feature_service: str = ""
+    entity: EntitySpec
+    fields: dict[str, FieldSpec] = Field(default_factory=dict)
+    data_class: DataClassName
+    missing_features: MissingFeatures = Field(default_factory=MissingFeatures)
+    inputs: list[InputSpec] = Field(min_length=1)
+    outputs: list[OutputSpec] = Field(min_length=1)
+    candidates: list[CandidateSpec] = Field(min_length=1)
+    attempt_share: float = Field(
+        default=0.6, gt=0, le=1, description="share of the time left that a non-last attempt gets"
+    )
+
+    @field_validator("candidates")
+    @classmethod
+    def _unique(cls, value: list[CandidateSpec]) -> list[CandidateSpec]:
+        ids = [candidate.id for candidate in value]
+        twice = {i for i in ids if ids.count(i) > 1}
+        if twice:
+            raise ValueError(f"candidate ids stand twice: {', '.join(sorted(twice))}")
+        return value
+
+    @model_validator(mode="after")
+    def _sources_exist(self) -> Task:
+        for spec in self.inputs:
+            for source in spec.sources:
+                if source.startswith("field:") and source[6:] not in self.fields:
+                    raise ValueError(f"input {spec.name} takes {source}, which is no field")
+                if "__" not in source and not source.startswith("field:"):
+                    raise ValueError(f"{source} is neither view__feature nor field:name")
+        return self
+
+    @property
+    def data_class_value(self) -> int:
+        """The data class as the contract's number."""
+        return DATA_CLASSES[self.data_class]
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """All tasks and the policy set, with the hashes of their files."""
+
+    tasks: dict[str, Task]
+    policy: Policy
+    version: str
+
+
+def load_catalog(folder: Path) -> Catalog:
+    """Read `tasks/*.yaml` and `policies/*.yaml`.
+
+    Raises:
+        FileError: with one line for each mistake in any file.
+    """
+    task_files = sorted((folder / "tasks").glob("*.yaml"))
+    policy_files = sorted((folder / "policies").glob("*.yaml"))
+    mistakes: list[str] = []
+    if not task_files:
+        mistakes.append(f"{folder / 'tasks'}:1: holds no task file")
+    if not policy_files:
+        mistakes.append(f"{folder / 'policies'}:1: holds no policy file; nothing would be admitted")
+    tasks: dict[str, Task] = {}
+    for path in task_files:
+        try:
+            task = read_model(path, Task)
+        except FileError as error:
+            mistakes.append(str(error))
+            continue
+        if path.stem != task.name:
+            mistakes.append(f"{path}:1: the file must be named after its task, {task.name}.yaml")
+        tasks[task.name] = task
+    files: list[tuple[Path, PolicyFile]] = []
+    for path in policy_files:
+        try:
+            files.append((path, read_model(path, PolicyFile)))
+        except FileError as error:
+            mistakes.append(str(error))
+    policy = None
+    if not mistakes:
+        try:
+            policy = compile_policy(files, version=digest_of(policy_files, folder))
+        except FileError as error:
+            mistakes.append(str(error))
+    if mistakes or policy is None:
+        raise FileError("\n".join(mistakes))
+    return Catalog(tasks, policy, digest_of([*task_files, *policy_files], folder))
+
+
+class CatalogKeeper:
+    """Holds the catalog in force; reads the files again, and keeps the last good set."""
+
+    def __init__(self, folder: Path, interval_s: float) -> None:
+        self._folder = folder
+        self._interval = interval_s
+        self.catalog = load_catalog(folder)  # at the start there is no last good set
+        self.stale_reason = ""
+
+    def reload(self) -> None:
+        """Read the files; on a mistake keep what is in force and remember why."""
+        try:
+            self.catalog = load_catalog(self._folder)
+        except FileError as error:
+            if str(error) != self.stale_reason:
+                log.error(
+                    "the catalog is broken; the last good one stays", extra={"why": str(error)}
+                )
+            self.stale_reason = str(error)
+            return
+        self.stale_reason = ""
+
+    def _stamp(self) -> tuple[tuple[str, int, int], ...]:
+        files = sorted(self._folder.glob("*/*.yaml"))
+        return tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files)
+
+    async def watch(self) -> None:
+        """Look for changes until cancelled."""
+        last = self._stamp()
+        while True:
+            await asyncio.sleep(self._interval)
+            try:
+                now = await asyncio.to_thread(self._stamp)
+            except OSError:
+                continue  # a file went away between two looks
+            if now != last:
+                last = now
+                before = self.catalog.version
+                await asyncio.to_thread(self.reload)
+                if self.catalog.version != before:
+                    log.info("catalog changed", extra={"version": self.catalog.version})

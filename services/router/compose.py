@@ -1,0 +1,95 @@
+"""Puts the router together: settings, then clients, then pipeline, then servicer."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from importlib import metadata
+
+import grpc.aio
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from services.chassis.channels import connect
+from services.chassis.clock import SystemClock
+from services.chassis.errors import UnavailableError
+from services.chassis.run import Mount, Service
+from services.router.board import Board
+from services.router.catalog import CatalogKeeper
+from services.router.clients import AuditClient, FeaturesClient, InferenceClient, RedisClaims
+from services.router.dispatch import Dispatcher
+from services.router.grants import GrantSigner
+from services.router.pipeline import CatalogView, Pipeline
+from services.router.ports import Inference
+from services.router.servicer import RouterServicer
+from services.router.settings import RouterSettings
+from twinpath.router.v1 import router_pb2_grpc
+
+
+async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
+    """Build the router. A broken catalog at the start is an error: there is no last good one."""
+    clock = SystemClock()
+    keeper = CatalogKeeper(settings.catalog, settings.refresh_s)
+    signer = GrantSigner.from_file(settings.grant_key, clock)
+
+    async def channel(address: str) -> grpc.aio.Channel:
+        return await stack.enter_async_context(connect(address, settings))
+
+    features_channel = await channel(settings.features_address)
+    audit_channel = await channel(settings.audit_address)
+    paths: dict[str, Inference] = {
+        "local": InferenceClient(await channel(settings.local_address), "local"),
+        "remote": InferenceClient(await channel(settings.remote_address), "remote"),
+    }
+    state = redis.asyncio.Redis.from_url(
+        settings.state_url,
+        socket_timeout=1.0,
+        socket_connect_timeout=1.0,
+        retry=Retry(NoBackoff(), 0),  # retries are the router's own decision
+    )
+    stack.push_async_callback(state.aclose)
+    board = Board(paths, clock, settings.refresh_s)
+
+    def catalog() -> CatalogView:
+        return CatalogView(keeper.catalog, stale=bool(keeper.stale_reason))
+
+    pipeline = Pipeline(
+        catalog=catalog,
+        features=FeaturesClient(features_channel),
+        audit=AuditClient(audit_channel),
+        claims=RedisClaims(state),
+        board=board,
+        dispatcher=Dispatcher(paths, board, signer, clock),
+        clock=clock,
+        code_version=metadata.version("twinpath"),
+        max_in_flight=settings.max_in_flight,
+    )
+
+    async def ping_channel(target: grpc.aio.Channel, name: str) -> None:
+        state_now = target.get_state(try_to_connect=True)
+        if state_now is not grpc.ChannelConnectivity.READY:
+            raise UnavailableError("UNREACHABLE", f"{name} is {state_now.name.lower()}")
+
+    async def ping_paths() -> None:
+        """One path that answers is enough to serve."""
+        if all(board.is_down(path) for path in paths):
+            raise UnavailableError("UNREACHABLE", "no path answers")
+
+    async def watch_board() -> None:
+        await board.watch(lambda: keeper.catalog)
+
+    return Service(
+        mounts=[
+            Mount(
+                "twinpath.router.v1.Router",
+                RouterServicer(pipeline, board, catalog),
+                router_pb2_grpc.add_RouterServicer_to_server,
+            )
+        ],
+        pings={
+            "audit": lambda: ping_channel(audit_channel, "audit"),
+            "features": lambda: ping_channel(features_channel, "features"),
+            "paths": ping_paths,
+        },
+        background=[watch_board, keeper.watch],
+    )

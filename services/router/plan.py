@@ -1,0 +1,159 @@
+"""The plan: who may be asked, in which order, and why not the others. Pure.
+
+    plan(candidates, states, policy, facts, constraints) -> Plan
+
+Policy comes first and is final: a candidate that it excludes gets no rank, whatever else is true
+of it, and nothing later in a request can reach a candidate without a rank. The other reasons
+(constraint, release, health, breaker, time) exclude for now. What is left is ordered by the
+objective. Every reason that applies is kept, not only the first: people read plans.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from services.router.policy import Policy
+
+
+class Kind(enum.IntEnum):
+    """Groups of reasons; the numbers are those of RefusalKind in the contract."""
+
+    POLICY = 1
+    HEALTH = 2
+    CONSTRAINT = 3
+    TIME = 4
+    RELEASE = 5
+    BUDGET = 6
+
+
+class Breaker(enum.IntEnum):
+    """Breaker states; the numbers are those of BreakerState in the contract."""
+
+    UNSPECIFIED = 0
+    CLOSED = 1
+    OPEN = 2
+    HALF_OPEN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One model at one version on one path. `preference` is its place in the task's file."""
+
+    id: str
+    path: str
+    model: str
+    version: str
+    provider: str
+    region: str
+    preference: int
+    cost_nanos: int
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is known about a candidate at this moment. Times in seconds; None: not measured."""
+
+    ready: bool
+    reason: str = ""
+    breaker: Breaker = Breaker.UNSPECIFIED
+    drained: bool = False
+    p50: float | None = None
+    p95: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One reason against a candidate."""
+
+    kind: Kind
+    rule: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the plan says about one candidate. Rank 1 is tried first, 0 is refused."""
+
+    candidate: Candidate
+    state: State
+    rank: int
+    refusals: tuple[Refusal, ...] = ()
+    score: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Every candidate: admitted by rank, then refused by id."""
+
+    entries: tuple[Entry, ...]
+    policy_version: str
+    data_class: int
+    admitted: tuple[Entry, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Keep the admitted entries apart, in order."""
+        object.__setattr__(self, "admitted", tuple(e for e in self.entries if e.rank))
+
+    @property
+    def refused_by_policy(self) -> bool:
+        """True: nothing is admitted, and policy excluded at least one candidate."""
+        return not self.admitted and any(
+            r.kind is Kind.POLICY for e in self.entries for r in e.refusals
+        )
+
+
+def make_plan(
+    candidates: Sequence[Candidate],
+    states: Mapping[str, State],
+    policy: Policy,
+    facts: Mapping[str, Any],
+    *,
+    only_path: str = "",
+    time_left: float,
+) -> Plan:
+    """Plan one request. `facts` are those of policy.REQUEST_FACTS, `time_left` is in seconds."""
+    admitted: list[tuple[float, Candidate, State]] = []
+    refused: list[Entry] = []
+    for candidate in candidates:
+        state = states[candidate.id]
+        reasons = [
+            Refusal(Kind.POLICY, denial.rule, denial.message)
+            for denial in policy.denials(facts, candidate.facts, candidate.id)
+        ]
+        reasons += _circumstances(candidate, state, only_path, time_left)
+        if reasons:
+            refused.append(Entry(candidate, state, 0, tuple(reasons)))
+        else:
+            admitted.append((float(candidate.preference), candidate, state))
+    admitted.sort(key=lambda item: (item[0], item[1].id))
+    ranked = [
+        Entry(candidate, state, rank, (), score)
+        for rank, (score, candidate, state) in enumerate(admitted, start=1)
+    ]
+    refused.sort(key=lambda entry: entry.candidate.id)
+    return Plan((*ranked, *refused), policy.version, facts["data_class"])
+
+
+def _circumstances(
+    candidate: Candidate, state: State, only_path: str, time_left: float
+) -> list[Refusal]:
+    """Return the reasons that are about this moment, not about policy."""
+    reasons = []
+    if only_path and candidate.path != only_path:
+        message = f"the request asked for the {only_path} path only"
+        reasons.append(Refusal(Kind.CONSTRAINT, "only_path", message))
+    if state.drained:
+        message = f"an operator drained the {candidate.path} path"
+        reasons.append(Refusal(Kind.RELEASE, "drained", message))
+    if not state.ready:
+        reasons.append(Refusal(Kind.HEALTH, "not_ready", state.reason or "it is not ready"))
+    elif state.breaker is Breaker.OPEN:
+        reasons.append(Refusal(Kind.HEALTH, "breaker_open", "its last calls failed"))
+    if state.p95 is not None and state.p95 > time_left:
+        message = f"it needs {state.p95 * 1e3:.0f} ms (p95), {time_left * 1e3:.0f} ms are left"
+        reasons.append(Refusal(Kind.TIME, "too_slow", message))
+    return reasons

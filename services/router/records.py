@@ -1,0 +1,189 @@
+"""Turns a decision into the contract's messages: plan, lineage, and the records of the log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from services.chassis.errors import ServiceError
+from services.router.decision import Decision
+from services.router.plan import Candidate, Plan
+from twinpath.audit.v1 import audit_pb2, record_pb2
+from twinpath.common.v1 import context_pb2, decision_pb2
+from twinpath.inference import digest
+from twinpath.router.v1 import router_pb2
+
+_PATHS = {"local": context_pb2.PATH_LOCAL, "remote": context_pb2.PATH_REMOTE}
+
+
+@lru_cache(maxsize=4096)
+def _reference(
+    id_: str, model: str, version: str, path: str, provider: str, region: str
+) -> decision_pb2.CandidateRef:
+    return decision_pb2.CandidateRef(
+        id=id_, model=model, version=version, path=_PATHS[path], provider=provider, region=region
+    )
+
+
+def candidate_ref(candidate: Candidate) -> decision_pb2.CandidateRef:
+    """Return the contract's name for a candidate. Shared: don't change it."""
+    return _reference(
+        candidate.id,
+        candidate.model,
+        candidate.version,
+        candidate.path,
+        candidate.provider,
+        candidate.region,
+    )
+
+
+def plan_message(plan: Plan) -> decision_pb2.Plan:
+    """Return a plan as callers and auditors read it."""
+    message = decision_pb2.Plan(
+        policy_version=plan.policy_version,
+        data_class=plan.data_class,  # type: ignore[arg-type]
+    )
+    for entry in plan.entries:
+        state = entry.state
+        out = message.entries.add(
+            candidate=candidate_ref(entry.candidate),
+            rank=entry.rank,
+            score=entry.score,
+            breaker=int(state.breaker),  # type: ignore[arg-type]
+            predicted_p50_us=int((state.p50 or 0) * 1e6),
+            predicted_p95_us=int((state.p95 or 0) * 1e6),
+        )
+        if entry.candidate.cost_nanos:
+            out.predicted_cost.CopyFrom(
+                decision_pb2.Cost(
+                    currency_code="USD",
+                    nanos=entry.candidate.cost_nanos,
+                    basis=decision_pb2.COST_BASIS_ESTIMATED,
+                )
+            )
+        for refusal in entry.refusals:
+            out.refusals.add(
+                kind=int(refusal.kind),  # type: ignore[arg-type]
+                rule=refusal.rule,
+                message=refusal.message,
+            )
+    return message
+
+
+def lineage_message(decision: Decision, code_version: str) -> decision_pb2.Lineage:
+    """Return where a decision comes from."""
+    vector = decision.vector
+    lineage = decision_pb2.Lineage(
+        feature_service=vector.feature_service if vector else "",
+        registry_version=vector.registry_version if vector else "",
+        catalog_version=decision.catalog.version,
+        contract_version=decision.task.version,
+        code_version=code_version,
+    )
+    if vector is not None:
+        for view, version, event_time in vector.views:
+            lineage.views.add(view=view, version_hash=version, event_time_unix_us=event_time)
+    return lineage
+
+
+def total_cost(attempts: Sequence[decision_pb2.Attempt]) -> decision_pb2.Cost | None:
+    """Return the sum over all attempts; None when nothing is known.
+
+    Amounts in different currencies are not added: the first attempt's currency counts, and the
+    others stay with their attempts. One estimate makes the sum an estimate.
+    """
+    known = [a.cost for a in attempts if a.HasField("cost") and a.cost.currency_code]
+    if not known:
+        return None
+    currency = known[0].currency_code
+    same = [cost for cost in known if cost.currency_code == currency]
+    bases = {cost.basis for cost in same}
+    basis = bases.pop() if len(bases) == 1 else decision_pb2.COST_BASIS_ESTIMATED
+    return decision_pb2.Cost(
+        currency_code=currency, nanos=sum(cost.nanos for cost in same), basis=basis
+    )
+
+
+def _record(
+    decision: Decision, kind: record_pb2.RecordKind, now_us: int, code_version: str
+) -> record_pb2.Record:
+    record = record_pb2.Record(
+        kind=kind,
+        decision_id=decision.id,
+        trace_id=decision.trace_id,
+        caller=decision.caller,
+        task=decision.task.name,
+        data_class=decision.data_class,  # type: ignore[arg-type]
+        lineage=lineage_message(decision, code_version),
+        event_time_unix_us=now_us,
+        catalog_stale=decision.catalog_stale,
+    )
+    if decision.plan is not None:
+        record.plan.CopyFrom(plan_message(decision.plan))
+    if decision.assembled is not None:
+        record.feature_handling.extend(decision.assembled.handling)
+    return record
+
+
+def _entry(decision: Decision, record: record_pb2.Record, suffix: str) -> audit_pb2.Entry:
+    entry = audit_pb2.Entry(
+        context=context_pb2.ItemContext(id=f"{decision.id}.{suffix}", caller=decision.caller),
+        record=record,
+        subject=decision.subject,
+    )
+    if decision.assembled is not None:
+        entry.input_digest = decision.assembled.model_input.digest
+    return entry
+
+
+def intent(decision: Decision, now_us: int, deadline_us: int, code_version: str) -> audit_pb2.Entry:
+    """Return the INTENT: who may be called from now on."""
+    assert decision.plan is not None
+    record = _record(decision, record_pb2.RECORD_KIND_INTENT, now_us, code_version)
+    record.deadline_unix_us = deadline_us
+    record.candidates.extend(candidate_ref(e.candidate) for e in decision.plan.admitted)
+    return _entry(decision, record, "intent")
+
+
+def refused(
+    decision: Decision, now_us: int, error: ServiceError, code_version: str
+) -> audit_pb2.Entry:
+    """Return the REFUSED: policy left nobody to ask."""
+    record = _record(decision, record_pb2.RECORD_KIND_REFUSED, now_us, code_version)
+    record.code = error.code.value[0]
+    record.reason = error.reason
+    return _entry(decision, record, "refused")
+
+
+def failed(
+    decision: Decision,
+    now_us: int,
+    error: ServiceError,
+    attempts: Sequence[decision_pb2.Attempt],
+    code_version: str,
+) -> audit_pb2.Entry:
+    """Return the FAILED: who was asked, and that nobody answered."""
+    record = _record(decision, record_pb2.RECORD_KIND_FAILED, now_us, code_version)
+    record.attempts.extend(attempts)
+    record.code = error.code.value[0]
+    record.reason = error.reason
+    return _entry(decision, record, "failed")
+
+
+def outcome(
+    decision: Decision, now_us: int, reply: router_pb2.InferResponse, code_version: str
+) -> audit_pb2.Entry:
+    """Return the OUTCOME with the payload that a replay or a repeated reply needs."""
+    assert decision.assembled is not None
+    record = _record(decision, record_pb2.RECORD_KIND_OUTCOME, now_us, code_version)
+    record.attempts.extend(reply.attempts)
+    record.candidates.append(reply.answered_by)
+    record.fallback = reply.fallback
+    record.cached = reply.cached
+    entry = _entry(decision, record, "outcome")
+    ordered = sorted(reply.outputs, key=lambda tensor: tensor.name.encode())
+    entry.output_digest = digest.digest(ordered)
+    entry.payload.model_input = decision.assembled.model_input.SerializeToString()
+    entry.payload.reply = reply.SerializeToString()
+    entry.payload.request_digest = decision.request_digest
+    return entry

@@ -1,0 +1,108 @@
+"""The router's gRPC face: from messages to the pipeline and back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from services.chassis import call as calls
+from services.chassis.call import Call
+from services.chassis.errors import (
+    InternalError,
+    NotFoundError,
+    ServiceError,
+    UnimplementedError,
+    to_status,
+)
+from services.router.board import Board
+from services.router.catalog import Catalog, Task
+from services.router.pipeline import Pipeline
+from services.router.records import candidate_ref
+from twinpath.inference import tensors
+from twinpath.inference.v1 import tensor_pb2
+from twinpath.router.v1 import router_pb2, router_pb2_grpc
+
+
+class RouterServicer(router_pb2_grpc.RouterServicer):
+    """See router/v1/router.proto."""
+
+    def __init__(self, pipeline: Pipeline, board: Board, catalog: Any) -> None:
+        self._pipeline = pipeline
+        self._board = board
+        self._catalog = catalog
+
+    async def Infer(
+        self, request: router_pb2.InferRequest, context: Any
+    ) -> router_pb2.InferResponse:
+        """Make one decision."""
+        return await self._pipeline.decide(request, _call())
+
+    async def InferStream(
+        self, request: router_pb2.InferStreamRequest, context: Any
+    ) -> AsyncIterator[router_pb2.InferStreamResponse]:
+        """Make one decision in chunks."""
+        raise UnimplementedError("NOT_STREAMING", "no task of this catalog streams yet")
+        yield  # makes this an asynchronous generator, as gRPC wants
+
+    async def BatchInfer(
+        self, request: router_pb2.BatchInferRequest, context: Any
+    ) -> router_pb2.BatchInferResponse:
+        """Make many decisions; each fails alone."""
+        call = _call()
+        results = await asyncio.gather(*(self._item(item, call) for item in request.items))
+        return router_pb2.BatchInferResponse(results=results)
+
+    async def _item(self, item: router_pb2.BatchItem, call: Call) -> router_pb2.BatchResult:
+        try:
+            response = await self._pipeline.decide(item.request, call, item.id)
+        except ServiceError as error:
+            return router_pb2.BatchResult(id=item.id, status=to_status(error))
+        return router_pb2.BatchResult(id=item.id, response=response)
+
+    async def Explain(
+        self, request: router_pb2.ExplainRequest, context: Any
+    ) -> router_pb2.ExplainResponse:
+        """Return the plan, and run nothing."""
+        return await self._pipeline.explain(request.request, _call())
+
+    async def Describe(
+        self, request: router_pb2.DescribeRequest, context: Any
+    ) -> router_pb2.DescribeResponse:
+        """Return the tasks."""
+        catalog: Catalog = self._catalog().catalog
+        if request.task and request.task not in catalog.tasks:
+            raise NotFoundError("TASK_UNKNOWN", f"there is no task {request.task!r}")
+        chosen = [request.task] if request.task else sorted(catalog.tasks)
+        return router_pb2.DescribeResponse(
+            tasks=[self._describe(catalog.tasks[name]) for name in chosen],
+            catalog_version=catalog.version,
+        )
+
+    def _describe(self, task: Task) -> router_pb2.TaskDescription:
+        return router_pb2.TaskDescription(
+            name=task.name,
+            summary=task.summary,
+            feature_service=task.feature_service,
+            entity=list(task.entity.keys),
+            fields=list(task.fields),
+            inputs=[_spec(i.name, i.datatype, i.shape) for i in task.inputs],
+            outputs=[_spec(o.name, o.datatype, o.shape) for o in task.outputs],
+            data_class=task.data_class_value,  # type: ignore[arg-type]
+            candidates=[candidate_ref(c) for c in self._board.candidates(task)],
+        )
+
+
+def _spec(name: str, datatype: str, shape: list[int]) -> tensor_pb2.TensorSpec:
+    return tensor_pb2.TensorSpec(
+        name=name,
+        datatype=tensors.datatype_value(datatype),  # type: ignore[arg-type]
+        shape=shape,
+    )
+
+
+def _call() -> Call:
+    call = calls.current()
+    if call is None:
+        raise InternalError("NO_CALL", "a request came in without passing the door")
+    return call

@@ -1,0 +1,42 @@
+"""The router's settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.chassis.settings import ServiceSettings
+
+
+class RouterSettings(ServiceSettings):
+    """Where the other services are, and how much the router takes on."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TWINPATH_ROUTER_", frozen=True, extra="ignore", populate_by_name=True
+    )
+
+    features_address: str = Field(
+        validation_alias="TWINPATH_FEATURES_ADDRESS", description="host:port of features"
+    )
+    local_address: str = Field(
+        validation_alias="TWINPATH_LOCAL_ADDRESS", description="host:port of local"
+    )
+    remote_address: str = Field(
+        validation_alias="TWINPATH_REMOTE_ADDRESS", description="host:port of remote"
+    )
+    audit_address: str = Field(
+        validation_alias="TWINPATH_AUDIT_ADDRESS", description="host:port of audit"
+    )
+    state_url: str = Field(
+        validation_alias="TWINPATH_STATE_URL", description="redis:// URL of the state store"
+    )
+    catalog: Path = Field(
+        validation_alias="TWINPATH_CATALOG", description="folder with tasks/ and policies/"
+    )
+    grant_key: Path = Field(description="PEM file with the Ed25519 private key that signs grants")
+    max_in_flight: int = Field(default=512, ge=1, description="decisions at once; more are refused")
+    refresh_s: float = Field(
+        default=1.0, gt=0, description="seconds between looks at the paths and the catalog's files"
+    )
