@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from services.cli import description
 from services.cli.description import MeshDescription, MeshNotRunningError
@@ -114,9 +114,8 @@ class Mesh:
         # The store has to answer before features go in; Triton takes its time meanwhile.
         stores = [name for name in first if name == "features-store"]
         await self._start_all(stores)
-        await asyncio.gather(
-            self._start_all([name for name in first if name not in stores]), self.fill_store()
-        )
+        rest = self._start_all([name for name in first if name not in stores])
+        await together(rest, self.fill_store())
         await self._start_all(["features", "local", "remote"])
         await self._start_all(["router"])
         self._describe()
@@ -275,9 +274,7 @@ class Mesh:
         return ManagedProcess(spec)
 
     async def _start_all(self, names: Sequence[str]) -> None:
-        async with asyncio.TaskGroup() as group:
-            for name in names:
-                group.create_task(self._start_named(name))
+        await together(*(self._start_named(name) for name in names))
 
     async def _start_named(self, name: str) -> None:
         with step(self._progress, name):
@@ -319,6 +316,19 @@ class Mesh:
 
 class MeshRunningError(RuntimeError):
     """Another mesh runs in the same folder."""
+
+
+async def together(*work: Coroutine[Any, Any, None]) -> None:
+    """Run all at once; when one fails, cancel the others and raise its error alone."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for one in work:
+                group.create_task(one)
+    except BaseExceptionGroup as errors:
+        first: BaseException = errors
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
 
 
 def _redis(port: int) -> str:
