@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from services.audit.journal import JournalError, JournalFailedError, JournalFullError
 from services.audit.merkle import leaf_hash
@@ -33,10 +33,11 @@ class Log(Protocol):
 class _Waiting:
     leaves: Sequence[bytes]
     hashes: list[bytes]
+    note: Any
     done: asyncio.Future[int]
 
 
-CommitHook = Callable[[int, Sequence[bytes], Sequence[bytes]], None]
+CommitHook = Callable[[int, list[bytes], list[Any]], None]
 
 
 class GroupCommit:
@@ -50,22 +51,25 @@ class GroupCommit:
         on_fatal: Callable[[BaseException], None],
         max_batch: int = 256,
         max_waiting_bytes: int = 64 * 1024 * 1024,
+        hasher: Callable[[bytes], bytes] = leaf_hash,
     ) -> None:
         """Wrap `log`.
 
         Args:
             log: written to from a thread of its own, one call at a time.
-            on_commit: told (first index, leaves, leaf hashes) of each durable batch, in order and
-                on the event loop, before its waiters are.
+            on_commit: told (first index, leaf hashes, notes) of each durable batch, in order and
+                on the event loop, before its waiters are; there is one note for each append.
             on_fatal: told once when durability is unknown; the process should exit.
             max_batch: records that go into one sync, unless a single append has more.
             max_waiting_bytes: leaf bytes that may wait; past them, QueueFullError.
+            hasher: makes the 32-byte hash that is kept of each leaf.
         """
         self._log = log
         self._on_commit = on_commit
         self._on_fatal = on_fatal
         self._max_batch = max_batch
         self._max_waiting_bytes = max_waiting_bytes
+        self._hasher = hasher
         self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0
         self._fatal: JournalFailedError | None = None
@@ -95,8 +99,11 @@ class GroupCommit:
         """
         return await self.enqueue(leaves)
 
-    def enqueue(self, leaves: Sequence[bytes]) -> asyncio.Future[int]:
-        """Queue the leaves at once, as `append` does, and return what it waits for."""
+    def enqueue(self, leaves: Sequence[bytes], note: Any = None) -> asyncio.Future[int]:
+        """Queue the leaves at once, as `append` does, and return what it waits for.
+
+        `note` comes back in `on_commit`.
+        """
         if self._fatal is not None:
             raise self._fatal
         if self._closed:
@@ -105,7 +112,7 @@ class GroupCommit:
         if self._waiting_bytes + size > self._max_waiting_bytes:
             raise QueueFullError(f"{self._waiting_bytes} bytes wait for the disk")
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(leaves, [leaf_hash(leaf) for leaf in leaves], done))
+        self._waiting.append(_Waiting(leaves, [self._hasher(x) for x in leaves], note, done))
         self._waiting_bytes += size
         if self._writer is None:
             self._writer = asyncio.create_task(self._write())
@@ -133,7 +140,7 @@ class GroupCommit:
                     index = await loop.run_in_executor(
                         self._thread, self._log.append, leaves, b"".join(hashes)
                     )
-                    self._on_commit(index, leaves, hashes)
+                    self._on_commit(index, hashes, [waiting.note for waiting in group])
                 except JournalFullError as error:
                     _tell(group, error)
                 except BaseException as error:  # noqa: BLE001 - of whatever kind: trust is gone

@@ -17,7 +17,7 @@ from __future__ import annotations
 import bisect
 import errno
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -29,6 +29,9 @@ from services.audit.sidecar import Segment
 WATERMARK = "WATERMARK"
 _MARK = struct.Struct("<QI")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+Hasher = Callable[[bytes], bytes]
 
 
 class JournalError(Exception):
@@ -79,9 +82,12 @@ class Limits:
 class Journal:
     """The segments of one log. One thread appends; any thread reads what was appended."""
 
-    def __init__(self, files: FileSystem, segments: list[Segment], limits: Limits) -> None:
+    def __init__(
+        self, files: FileSystem, segments: list[Segment], limits: Limits, hasher: Hasher
+    ) -> None:
         """Use `Journal.open`."""
         self._files = files
+        self._hasher = hasher
         self._segments = segments
         self._starts = [segment.first_index for segment in segments]
         self._limits = limits
@@ -91,7 +97,11 @@ class Journal:
 
     @staticmethod
     def open(
-        files: FileSystem, *, durable_size: int = 0, limits: Limits | None = None
+        files: FileSystem,
+        *,
+        durable_size: int = 0,
+        limits: Limits | None = None,
+        hasher: Hasher = leaf_hash,
     ) -> tuple[Journal, Recovery]:
         """Read the log's state, and make its end fit to append to.
 
@@ -100,6 +110,7 @@ class Journal:
             durable_size: a number of records that is known to have been durable, such as the size
                 in the last signed checkpoint.
             limits: when a new segment starts.
+            hasher: makes the 32-byte hash that is kept of each leaf.
 
         Raises:
             CorruptLogError: a record that was durable is damaged or missing.
@@ -117,16 +128,16 @@ class Journal:
             if name != names[-1]:
                 segment = _load_sealed(files, name)
                 if segment is None:
-                    segment = _scan_sealed(files, name)
+                    segment = _scan_sealed(files, name, hasher)
                     files.replace(sidecar.side_name(name), sidecar.encode(segment))
                     rebuilt.append(sidecar.side_name(name))
             else:
-                segment, cut = _scan_last(files, name, durable)
+                segment, cut = _scan_last(files, name, durable, hasher)
             segments.append(segment)
         size = segments[-1].next_index if segments else 0
         if size < durable:
             raise CorruptLogError(size, f"missing, though {durable} records were durable")
-        journal = Journal(files, segments, limits or Limits())
+        journal = Journal(files, segments, limits or Limits(), hasher)
         return journal, Recovery(size, cut.cut_bytes, cut.cut_segment, tuple(rebuilt))
 
     @property
@@ -139,9 +150,11 @@ class Journal:
         """Whether a write or sync failed so that the process must exit."""
         return self._failed is not None
 
-    def leaf_hashes(self) -> bytes:
-        """Return the concatenated 32-byte leaf hashes of all records."""
-        return b"".join(segment.hashes for segment in self._segments)
+    def leaf_hashes(self, start: int = 0) -> bytes:
+        """Return the concatenated 32-byte leaf hashes of all records from `start` on."""
+        kept = [segment for segment in self._segments if segment.next_index > start]
+        skipped = max(start - kept[0].first_index, 0) * HASH_SIZE if kept else 0
+        return b"".join(segment.hashes for segment in kept)[skipped:]
 
     def append(self, leaves: Sequence[bytes], hashes: bytes | None = None) -> int:
         """Write a batch and return its first index once it is durable. Blocks.
@@ -156,7 +169,7 @@ class Journal:
         """
         if self._failed is not None:
             raise self._failed
-        hashes = b"".join(map(leaf_hash, leaves)) if hashes is None else hashes
+        hashes = b"".join(map(self._hasher, leaves)) if hashes is None else hashes
         if len(hashes) != len(leaves) * HASH_SIZE or not leaves:
             raise ValueError("a batch needs records, and one hash for each")
         first = self._size
@@ -316,21 +329,23 @@ def _blank(name: str, data: bytes) -> Segment:
     return Segment(name, frames.first_index_of(name), size=len(header), crc=crc32(header))
 
 
-def _scan_sealed(files: FileSystem, name: str) -> Segment:
+def _scan_sealed(files: FileSystem, name: str, hasher: Hasher) -> Segment:
     data = files.read_all(name)
     segment = _blank(name, data)
     for stop, records in _checked_batches(data, segment):
-        _take(segment, data, stop, records)
+        _take(segment, data, stop, records, hasher)
     return segment
 
 
-def _scan_last(files: FileSystem, name: str, durable: int) -> tuple[Segment, Recovery]:
+def _scan_last(
+    files: FileSystem, name: str, durable: int, hasher: Hasher
+) -> tuple[Segment, Recovery]:
     """Scan the last segment, and cut what a crash left behind after the last whole batch."""
     data = files.read_all(name)
     segment = _blank(name, data)
     try:
         for stop, records in frames.read_batches(data, segment.first_index):
-            _take(segment, data, stop, records)
+            _take(segment, data, stop, records, hasher)
     except frames.FrameError as error:
         later = frames.later_batch(data, error.offset, segment.next_index)
         if later is not None:
@@ -353,10 +368,12 @@ def _scan_last(files: FileSystem, name: str, durable: int) -> tuple[Segment, Rec
     return segment, Recovery(0)
 
 
-def _take(segment: Segment, data: bytes, stop: int, records: list[frames.Record]) -> None:
+def _take(
+    segment: Segment, data: bytes, stop: int, records: list[frames.Record], hasher: Hasher
+) -> None:
     """Add a batch that was read to what is known of the segment."""
     segment.offsets.extend([record.offset for record in records])
-    segment.hashes += b"".join([leaf_hash(record.leaf) for record in records])
+    segment.hashes += b"".join([hasher(record.leaf) for record in records])
     segment.crc = crc32(data[segment.size : stop], segment.crc)
     segment.size = stop
 

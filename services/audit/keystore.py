@@ -99,6 +99,11 @@ class KeyStore:
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute("PRAGMA secure_delete=ON")
         self._db.executescript(_SCHEMA)
+        self._gone = {row[0] for row in self._db.execute("SELECT pseudonym FROM destroyed")}
+
+    def is_destroyed(self, pseudonym: str) -> bool:
+        """Tell whether the pseudonym's keys were destroyed; never touches the disk."""
+        return pseudonym in self._gone
 
     def cached(self, subject: str) -> SubjectKeys | None:
         """Return the keys if they are in memory; never touches the disk."""
@@ -209,6 +214,7 @@ class KeyStore:
         except BaseException:
             self._db.execute("ROLLBACK")
             raise
+        self._gone.update(pseudonyms)
         # The write-ahead log still holds the page that the key was written to: fold it in, cut it.
         busy = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         if busy:

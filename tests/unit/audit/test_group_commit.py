@@ -38,7 +38,7 @@ def committer(log, **options):
     fatal: list = []
     commit = gc.GroupCommit(
         log,
-        on_commit=lambda first, leaves, hashes: told.append((first, len(leaves))),
+        on_commit=lambda first, hashes, notes: told.append((first, len(hashes))),
         on_fatal=fatal.append,
         **options,
     )
