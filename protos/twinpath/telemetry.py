@@ -13,6 +13,7 @@ PATH = "twinpath.path"
 CANDIDATE = "twinpath.candidate"
 MODEL = "twinpath.model"
 MODEL_VERSION = "twinpath.model.version"
+PROVIDER = "twinpath.provider"
 # Not set for restricted data: a digest of guessable data confirms a guess.
 INPUT_DIGEST = "twinpath.input.digest"
 DATA_CLASS = "twinpath.data_class"
@@ -29,3 +30,9 @@ SPAN_ASSEMBLE = "router.assemble"
 SPAN_PLAN = "router.plan"
 SPAN_ATTEMPT = "router.attempt"
 SPAN_RECORD = "router.record"
+
+# The remote service's span around one attempt at a vendor.
+SPAN_VENDOR = "remote.vendor"
+
+# Span inside the local path: one call of Triton.
+SPAN_TRITON = "local.triton"

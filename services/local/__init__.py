@@ -1,0 +1,1 @@
+"""The local path: the inference contract over a Triton server."""

@@ -1,0 +1,147 @@
+"""Triton's replicas at work: pings, and calls that may move to another replica."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from services.chassis.clock import Clock
+from services.chassis.errors import DeadlineExceededError, ServiceError, UnavailableError
+from services.local.faults import TritonError
+from services.local.models import Models
+from services.local.replicas import Balancer, Replica
+from services.local.spec import ModelSpec
+from services.local.triton import Answer, Ask, Metadata, TritonServer
+
+_AWAY = "TRITON_UNAVAILABLE"
+
+
+class Fleet:
+    """All replicas of Triton."""
+
+    def __init__(
+        self,
+        balancer: Balancer[TritonServer],
+        models: Models,
+        clock: Clock,
+        *,
+        ping_timeout_s: float,
+        refresh_s: float,
+    ) -> None:
+        self.models = models
+        self._balancer = balancer
+        self._clock = clock
+        self._ping_timeout = ping_timeout_s
+        self._refresh_s = refresh_s
+
+    async def ping(self) -> None:
+        """Ping every replica; health asks this.
+
+        Raises:
+            UnavailableError: no replica answers, or none has described its models yet.
+        """
+        before = set(self._balancer.up())
+        await asyncio.gather(*(self._ping(replica) for replica in self._balancer.replicas))
+        now = set(self._balancer.up())
+        if now - before or not self.models.loaded:
+            await self.models.refresh()
+        if not now:
+            urls = ", ".join(replica.url for replica in self._balancer.replicas)
+            raise UnavailableError(_AWAY, f"Triton does not answer at {urls}")
+        if not self.models.loaded:
+            raise UnavailableError(_AWAY, "Triton has not described its models yet")
+
+    async def _ping(self, replica: Replica[TritonServer]) -> None:
+        try:
+            live = await replica.server.live(self._ping_timeout)
+        except TritonError as error:
+            replica.silent(refused=error.error.reason == _AWAY)
+            return
+        if live:
+            replica.answered()
+        else:
+            replica.silent(refused=True)
+
+    async def watch(self) -> None:
+        """Refresh what is known about the models, until cancelled."""
+        while True:
+            await asyncio.sleep(self._refresh_s)
+            await self.models.refresh()
+
+    async def infer(self, ask: Ask, deadline: float, metadata: Metadata) -> Answer:
+        """Ask a replica; another one if the first fails for reasons of its own.
+
+        Raises:
+            ServiceError: as `faults` says.
+        """
+        return await self._somewhere(
+            ask.spec, deadline, lambda server, left: server.infer(ask, left, metadata)
+        )
+
+    @asynccontextmanager
+    async def stream(
+        self, ask: Ask, deadline: float, metadata: Metadata
+    ) -> AsyncIterator[AsyncGenerator[Answer]]:
+        """Give one replica's stream of responses. No second try: its first chunk may be out.
+
+        Raises:
+            ServiceError: as `faults` says, in the middle of the stream too.
+        """
+        replica = self._pick(ask.spec, [])
+        replica.in_flight += 1
+        answers = replica.server.stream(ask, self._left(deadline), metadata)
+        try:
+            yield answers
+        except TritonError as error:
+            if error.error.reason == _AWAY:
+                replica.failed()
+            raise error.error from error
+        finally:
+            replica.in_flight -= 1
+            await answers.aclose()
+
+    async def _somewhere(
+        self,
+        spec: ModelSpec,
+        deadline: float,
+        work: Callable[[TritonServer, float], Awaitable[Answer]],
+    ) -> Answer:
+        budget = self._balancer.budget
+        budget.earn()
+        tried: list[Replica[TritonServer]] = []
+        replica = self._pick(spec, tried)
+        while True:
+            left = self._left(deadline)
+            replica.in_flight += 1
+            try:
+                return await work(replica.server, left)
+            except TritonError as error:
+                if error.error.reason == _AWAY:
+                    replica.failed()
+                tried.append(replica)
+                key = (spec.name, spec.version)
+                another = self._balancer.pick(key, tried) if error.elsewhere else None
+                if another is None or not budget.spend():
+                    raise error.error from error
+            finally:
+                replica.in_flight -= 1
+            replica = another
+
+    def _pick(self, spec: ModelSpec, tried: list[Replica[TritonServer]]) -> Replica[TritonServer]:
+        replica = self._balancer.pick((spec.name, spec.version), tried)
+        if replica is None:
+            error: ServiceError = UnavailableError(
+                _AWAY,
+                "no Triton that holds the model answers",
+                metadata={"model": spec.name, "version": spec.version},
+                retry_after=1.0,
+            )
+            raise error
+        return replica
+
+    def _left(self, deadline: float) -> float:
+        left = deadline - self._clock.monotonic()
+        if left <= 0:
+            raise DeadlineExceededError("DEADLINE_EXCEEDED", "the item's time is up")
+        return left

@@ -1,0 +1,208 @@
+"""What is known about the models: refreshed in the background, read on every request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from services.chassis.clock import Clock
+from services.chassis.errors import FailedPreconditionError, NotFoundError, UnavailableError
+from services.local.artifacts import Artifact, Artifacts
+from services.local.faults import TritonError
+from services.local.replicas import Balancer, Replica
+from services.local.spec import ModelSpec
+from services.local.triton import IndexEntry, TritonServer
+from services.local.usage import Counters, Meter, total
+
+log = logging.getLogger(__name__)
+
+READY = "READY"
+Key = tuple[str, str]
+
+_AT_ONCE = 8  # descriptions asked for at once
+_ON_MISS_S = 0.25  # least time between looks that requests for unknown models cause
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """One model at one version.
+
+    Attributes:
+        name: The name.
+        version: The version; empty for a model of which no version was ever loaded.
+        state: Triton's word; READY where a replica can answer.
+        reason: Why not, in Triton's words or ours.
+        spec: Its description; None until it was ready once.
+        artifact: Its artifact.
+        meter: What its inferences take.
+    """
+
+    name: str
+    version: str
+    state: str
+    reason: str = ""
+    spec: ModelSpec | None = None
+    artifact: Artifact = field(default_factory=Artifact)
+    meter: Meter = field(default_factory=Meter)
+
+    @property
+    def serves(self) -> bool:
+        """Whether it may be asked."""
+        return self.state == READY and self.spec is not None and not self.artifact.fault
+
+
+@dataclass(frozen=True, slots=True)
+class _Inventory:
+    """What one replica said."""
+
+    known: Mapping[Key, Known]
+    counters: Mapping[Key, Counters]
+
+
+class Models:
+    """The models of all replicas."""
+
+    def __init__(
+        self,
+        balancer: Balancer[TritonServer],
+        artifacts: Artifacts,
+        clock: Clock,
+        timeout_s: float = 2.0,
+    ) -> None:
+        self._balancer = balancer
+        self._artifacts = artifacts
+        self._clock = clock
+        self._timeout = timeout_s
+        self._known: Mapping[Key, Known] = {}
+        self._refreshing: asyncio.Task[None] | None = None
+        self._last = -1e9
+        self.loaded = False
+
+    def all(self) -> list[Known]:
+        """Return every model version that is known, by name, then version."""
+        return sorted(self._known.values(), key=lambda k: (k.name, _number(k.version)))
+
+    async def find(self, name: str, version: str) -> Known:
+        """Return a model that may be asked; an empty version is the newest that may.
+
+        Raises:
+            NotFoundError: MODEL_UNKNOWN.
+            UnavailableError: MODEL_UNAVAILABLE, it is known but not loaded; TRITON_UNAVAILABLE,
+                nothing is known yet.
+            FailedPreconditionError: ARTIFACT_UNTRUSTED.
+        """
+        found = self._look_up(name, version)
+        if found is None or not found.serves:
+            await self._refresh_on_miss()
+            found = self._look_up(name, version)
+        if not self.loaded:
+            raise UnavailableError(
+                "TRITON_UNAVAILABLE", "Triton has not answered yet", retry_after=1.0
+            )
+        if found is None:
+            about = {"model": name} | ({"version": version} if version else {})
+            raise NotFoundError("MODEL_UNKNOWN", "there is no such model here", metadata=about)
+        about = {"model": name, "version": found.version}
+        if found.artifact.fault:
+            raise FailedPreconditionError(
+                "ARTIFACT_UNTRUSTED",
+                f"the model is refused: {found.artifact.fault}",
+                metadata=about,
+            )
+        if not found.serves:
+            raise UnavailableError(
+                "MODEL_UNAVAILABLE", "the model is not loaded", metadata=about, retry_after=1.0
+            )
+        return found
+
+    def _look_up(self, name: str, version: str) -> Known | None:
+        if version:
+            exact = self._known.get((name, version))
+            return exact or self._known.get((name, ""))
+        versions = [k for k in self._known.values() if k.name == name]
+        return max(versions, key=lambda k: (k.serves, _number(k.version)), default=None)
+
+    async def refresh(self) -> None:
+        """Ask every replica that is up what it has. A look that is under way is shared."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self._refresh())
+        await asyncio.shield(self._refreshing)
+
+    async def _refresh_on_miss(self) -> None:
+        """Look anew, because a request names a model that may just have been loaded."""
+        if self._balancer.up() and self._clock.monotonic() - self._last >= _ON_MISS_S:
+            await self.refresh()
+
+    async def _refresh(self) -> None:
+        replicas = self._balancer.up()
+        answers = await asyncio.gather(*(self._inventory(replica) for replica in replicas))
+        self._last = self._clock.monotonic()
+        found = [inventory for inventory in answers if inventory is not None]
+        if not found:
+            return  # what was known stays known: Triton may be restarting
+        merged: dict[Key, Known] = {}
+        counted: dict[Key, list[Counters]] = {}
+        for inventory in found:
+            for key, known in inventory.known.items():
+                if key not in merged or (known.serves and not merged[key].serves):
+                    merged[key] = known
+            for key, counters in inventory.counters.items():
+                counted.setdefault(key, []).append(counters)
+        for key, known in merged.items():
+            if key in counted:
+                known.meter.update(total(counted[key]))
+            artifact = await asyncio.to_thread(self._artifacts.look, *key) if key[1] else Artifact()
+            before = self._known.get(key)
+            if artifact.fault and (before is None or before.artifact.fault != artifact.fault):
+                log.error(
+                    "model refused",
+                    extra={"model": key[0], "version": key[1], "why": artifact.fault},
+                )
+            merged[key] = replace(known, artifact=artifact)
+        self._known = merged
+        self.loaded = True
+
+    async def _inventory(self, replica: Replica[TritonServer]) -> _Inventory | None:
+        """Return a replica's models, None if it did not say; notes on it which are ready."""
+        try:
+            entries = await replica.server.index(self._timeout)
+            described = await self._describe(replica.server, entries)
+            counters = await replica.server.counters(self._timeout)
+        except TritonError as error:
+            log.info("replica does not describe itself", extra={"why": str(error)})
+            return None
+        known: dict[Key, Known] = {}
+        for entry in entries:
+            key = (entry.name, entry.version)
+            before = self._known.get(key)
+            spec = described.get(key) or (before.spec if before else None)
+            meter = before.meter if before else Meter()
+            state = entry.state if key in described or entry.state != READY else "LOADING"
+            known[key] = Known(entry.name, entry.version, state, entry.reason, spec, meter=meter)
+        replica.models = frozenset(described)
+        return _Inventory(known, counters)
+
+    async def _describe(
+        self, server: TritonServer, entries: Iterable[IndexEntry]
+    ) -> dict[Key, ModelSpec]:
+        """Return the descriptions of the models that are ready."""
+        gate = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(entry: IndexEntry) -> ModelSpec | None:
+            async with gate:
+                try:
+                    return await server.describe(entry.name, entry.version, self._timeout)
+                except (TritonError, KeyError) as error:  # unloaded in between; unknown type
+                    extra = {"model": entry.name, "version": entry.version, "why": str(error)}
+                    log.warning("model does not describe itself", extra=extra)
+                    return None
+
+        ready = [entry for entry in entries if entry.state == READY]
+        specs = await asyncio.gather(*(one(entry) for entry in ready))
+        return {(spec.name, spec.version): spec for spec in specs if spec is not None}
+
+
+def _number(version: str) -> int:
+    return int(version) if version.isdigit() else -1

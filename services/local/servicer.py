@@ -1,0 +1,74 @@
+"""The inference contract over Triton."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc.aio
+
+from services.chassis import call as calls
+from services.chassis.clock import Clock
+from services.chassis.errors import NotFoundError
+from services.local.describe import description
+from services.local.item import Items
+from services.local.models import Models
+from services.local.stream import Streams
+from twinpath.inference.v1 import inference_pb2, inference_pb2_grpc
+
+Context = grpc.aio.ServicerContext
+
+
+class LocalServicer(inference_pb2_grpc.InferenceServicer):
+    """Serves twinpath.inference.v1.Inference."""
+
+    def __init__(self, items: Items, streams: Streams, models: Models, clock: Clock) -> None:
+        self._items = items
+        self._streams = streams
+        self._models = models
+        self._clock = clock
+
+    async def Infer(
+        self, request: inference_pb2.InferRequest, context: Context
+    ) -> inference_pb2.InferResponse:
+        """Run the items beside each other; each one has its own status."""
+        items = request.items
+        if len(items) == 1:
+            results = [await self._items.run(items[0], self._deadline(items[0]))]
+        else:
+            results = await asyncio.gather(
+                *(self._items.run(item, self._deadline(item)) for item in items)
+            )
+        return inference_pb2.InferResponse(results=results)
+
+    async def InferStream(
+        self, request: inference_pb2.InferStreamRequest, context: Context
+    ) -> AsyncIterator[inference_pb2.InferStreamResponse]:
+        """Run one item and pass its output on as it comes."""
+        async for message in self._streams.run(request.item, self._deadline(request.item)):
+            yield message
+
+    async def Describe(
+        self, request: inference_pb2.DescribeRequest, context: Context
+    ) -> inference_pb2.DescribeResponse:
+        """Say what is known about the models, from the last look at Triton."""
+        await self._models.refresh()
+        models = [
+            description(known)
+            for known in self._models.all()
+            if request.model in ("", known.name) and request.version in ("", known.version)
+        ]
+        if not models and request.model:
+            about = {"model": request.model}
+            if request.version:
+                about["version"] = request.version
+            raise NotFoundError("MODEL_UNKNOWN", "there is no such model here", metadata=about)
+        return inference_pb2.DescribeResponse(models=models)
+
+    def _deadline(self, item: inference_pb2.InferItem) -> float:
+        """Return until when an item may take, on the clock's monotonic scale."""
+        call = calls.current()
+        now = self._clock.monotonic()
+        deadline = call.deadline if call is not None else now + 10.0
+        left = item.context.time_left_us
+        return min(deadline, now + left / 1e6) if left else deadline

@@ -1,0 +1,60 @@
+"""Settings of the local path, from TWINPATH_LOCAL_… and the shared variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, field_validator
+from pydantic_settings import SettingsConfigDict
+
+from services.chassis.settings import ServiceSettings
+
+
+class LocalSettings(ServiceSettings):
+    """How the local path is run."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TWINPATH_LOCAL_", frozen=True, extra="ignore", populate_by_name=True
+    )
+
+    triton_url: str = Field(
+        validation_alias="TWINPATH_TRITON_URL",
+        description="host:port of Triton's gRPC; several replicas separated by commas",
+    )
+    models: Path | None = Field(
+        default=None,
+        description="Triton's model repository as this service sees it, for cards and artifact "
+        "digests; unset: digests are not known",
+    )
+    machine_usd_per_hour: float = Field(
+        default=0.0, ge=0, description="price of Triton's machine; 0: not known, so no costs"
+    )
+    machine_slots: int = Field(
+        default=1,
+        ge=1,
+        description="inferences that the machine computes at once (cores, or 1 for one GPU); the "
+        "price is split among them",
+    )
+    refresh_s: float = Field(
+        default=2.0, gt=0, description="seconds between looks at Triton's models and statistics"
+    )
+    model_concurrency: int = Field(
+        default=64, ge=1, description="inferences of one model in flight at once"
+    )
+    model_waiting: int = Field(
+        default=512, ge=0, description="inferences of one model that wait; more are refused"
+    )
+
+    @field_validator("triton_url")
+    @classmethod
+    def _addresses(cls, value: str) -> str:
+        for address in value.split(","):
+            host, _, port = address.strip().rpartition(":")
+            if not host or not port.isdigit() or "/" in host:
+                raise ValueError(f"{address.strip()!r} is not host:port")
+        return value
+
+    @property
+    def replicas(self) -> list[str]:
+        """The replicas' addresses, each once, in the order given."""
+        return list(dict.fromkeys(part.strip() for part in self.triton_url.split(",")))

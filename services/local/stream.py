@@ -1,0 +1,79 @@
+"""The way of one streamed item."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from services.chassis.clock import Clock
+from services.chassis.errors import ServiceError
+from services.local.fleet import Fleet
+from services.local.item import Items, Prepared, check_output
+from services.local.triton import Answer, Metadata
+from twinpath.inference.v1 import inference_pb2
+
+Message = inference_pb2.InferStreamResponse
+
+
+class Streams:
+    """Runs streamed items: chunks as they come, then exactly one final message."""
+
+    def __init__(self, items: Items, fleet: Fleet, clock: Clock) -> None:
+        self._items = items
+        self._fleet = fleet
+        self._clock = clock
+
+    async def run(
+        self, item: inference_pb2.InferItem, deadline: float
+    ) -> AsyncIterator[inference_pb2.InferStreamResponse]:
+        """Yield the chunks and the end. A model that doesn't stream answers in one chunk.
+
+        Closing the iterator cancels Triton's work.
+
+        Raises:
+            ServiceError: instead of the final message.
+        """
+        started = self._clock.monotonic()
+        final = inference_pb2.InferResult(id=item.context.id)
+        metering = final.metering
+        prepared: Prepared | None = None
+        reason = "CANCELLED"  # unless one of the other ends is reached
+        try:
+            prepared = await self._items.prepare(item, deadline, streamed=True)
+            last: Answer | None = None
+            bytes_in = 0
+            with self._items.span(item, prepared.known) as metadata:
+                async with self._items.gate(prepared, deadline):
+                    metering.sent = True
+                    async for answer in self._answers(prepared, deadline, metadata):
+                        last = answer
+                        bytes_in += answer.bytes_in
+                        if not metering.first_chunk_us:
+                            first = self._clock.monotonic() - started
+                            metering.first_chunk_us = max(1, int(first * 1e6))
+                        yield Message(chunk=inference_pb2.InferChunk(outputs=answer.outputs))
+            if last is not None:
+                await self._items.meter(metering, prepared, last)
+                metering.bytes_in = bytes_in
+            reason = ""
+        except ServiceError as error:
+            reason = error.reason
+            raise
+        finally:
+            known = prepared.known if prepared is not None else None
+            self._items.finish(metering, known, started, reason)
+        yield Message(final=final)
+
+    async def _answers(
+        self, prepared: Prepared, deadline: float, metadata: Metadata
+    ) -> AsyncIterator[Answer]:
+        spec = prepared.known.spec
+        assert spec is not None
+        if not spec.decoupled:
+            answer = await self._fleet.infer(prepared.ask, deadline, metadata)
+            check_output(prepared, answer, prepared.rows)
+            yield answer
+            return
+        async with self._fleet.stream(prepared.ask, deadline, metadata) as answers:
+            async for answer in answers:
+                check_output(prepared, answer, None)
+                yield answer

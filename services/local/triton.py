@@ -1,0 +1,267 @@
+"""The one client of Triton: its gRPC protocol in, our own types out.
+
+Requests are built as the protocol's messages with raw contents; tritonclient's InferInput objects
+would copy each tensor twice more and cost about as much as the call itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+
+from services.local.faults import TritonError, translate
+from services.local.spec import ModelSpec, TensorSpec
+from services.local.usage import Counters
+from twinpath.inference.v1 import tensor_pb2
+
+Metadata = Sequence[tuple[str, str]]
+
+_KEEPALIVE: list[tuple[str, Any]] = [
+    ("grpc.enable_retries", 0),
+    # Pings on a connection that carries no answer (a dead network, a stopped process) end it
+    # after 15 s; health pings have made Triton send something long before, so that these never
+    # count as too many.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # Two replicas, or two clients in one test, must not share a connection by accident.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """One line of Triton's repository index. `state` is Triton's word, such as "READY"."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request. `timeout_us` and `priority` are for Triton's queue; 0: not passed."""
+
+    spec: ModelSpec
+    id: str
+    inputs: Sequence[tensor_pb2.Tensor]
+    priority: int = 0
+    timeout_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One response, and the bytes of the two bodies."""
+
+    version: str
+    outputs: list[tensor_pb2.Tensor]
+    bytes_out: int
+    bytes_in: int
+
+
+class TritonServer:
+    """One Triton server. All its calls raise TritonError, and none outlives its timeout."""
+
+    def __init__(self, url: str, max_message_bytes: int) -> None:
+        self.url = url
+        options = [
+            *_KEEPALIVE,
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_send_message_length", max_message_bytes),
+        ]
+        self._channel = grpc.aio.insecure_channel(url, options=options)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    async def close(self) -> None:
+        """Close the connection; calls in flight are cancelled."""
+        await self._channel.close()
+
+    async def live(self, timeout: float) -> bool:
+        """Ask whether the server runs; false while it starts or stops. Says nothing of models."""
+        reply = await self._call(self._stub.ServerLive, service_pb2.ServerLiveRequest(), timeout)
+        return bool(reply.live)
+
+    async def index(self, timeout: float) -> list[IndexEntry]:
+        """Return every model version that the server knows of, loaded or not."""
+        request = service_pb2.RepositoryIndexRequest()
+        reply = await self._call(self._stub.RepositoryIndex, request, timeout)
+        return [IndexEntry(m.name, m.version, m.state, m.reason) for m in reply.models]
+
+    async def describe(self, name: str, version: str, timeout: float) -> ModelSpec:
+        """Return a loaded model's description, from its metadata and configuration."""
+        meta = await self._call(
+            self._stub.ModelMetadata,
+            service_pb2.ModelMetadataRequest(name=name, version=version),
+            timeout,
+        )
+        reply = await self._call(
+            self._stub.ModelConfig,
+            service_pb2.ModelConfigRequest(name=name, version=version),
+            timeout,
+        )
+        return _spec(name, version, meta, reply.config)
+
+    async def counters(self, timeout: float) -> dict[tuple[str, str], Counters]:
+        """Return the counts of every loaded model version."""
+        request = service_pb2.ModelStatisticsRequest()
+        reply = await self._call(self._stub.ModelStatistics, request, timeout)
+        return {(m.name, m.version): _counters(m) for m in reply.model_stats}
+
+    async def infer(self, ask: Ask, timeout: float, metadata: Metadata = ()) -> Answer:
+        """Run a model once."""
+        request = _request(ask)
+        reply = await self._call(
+            self._stub.ModelInfer, request, timeout, metadata, ask.spec.name, ask.spec.version
+        )
+        return _answer(reply, request.ByteSize())
+
+    async def stream(
+        self, ask: Ask, timeout: float, metadata: Metadata = ()
+    ) -> AsyncGenerator[Answer]:
+        """Run a model and yield its responses; ends normally only after Triton's final mark.
+
+        Closing the iterator cancels the call, and Triton tells the model.
+
+        Raises:
+            TritonError: also for a stream that ends without the mark.
+        """
+        name, version = ask.spec.name, ask.spec.version
+        request = _request(ask)
+        request.parameters["triton_enable_empty_final_response"].bool_param = True
+        size = request.ByteSize()
+        # Not with Triton's `triton_grpc_error` header: the server dies (2.51) when a model sends
+        # anything after its error.
+        call = self._stub.ModelStreamInfer(_once(request), timeout=timeout, metadata=metadata)
+        try:
+            async for message in call:
+                if message.error_message:
+                    raise translate(
+                        grpc.StatusCode.INTERNAL, message.error_message, model=name, version=version
+                    )
+                reply = message.infer_response
+                if reply.outputs:
+                    yield _answer(reply, size)
+                if reply.parameters["triton_final_response"].bool_param:
+                    return
+            raise translate(grpc.StatusCode.UNAVAILABLE, "ended early", model=name, version=version)
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error, name, version) from error
+        finally:
+            call.cancel()
+
+    async def load(self, name: str, timeout: float) -> None:
+        """Load a model, or load it anew, under explicit control."""
+        request = service_pb2.RepositoryModelLoadRequest(model_name=name)
+        await self._call(self._stub.RepositoryModelLoad, request, timeout, model=name)
+
+    async def unload(self, name: str, timeout: float) -> None:
+        """Unload a model, under explicit control."""
+        request = service_pb2.RepositoryModelUnloadRequest(model_name=name)
+        await self._call(self._stub.RepositoryModelUnload, request, timeout, model=name)
+
+    async def _call(
+        self,
+        method: Any,
+        request: Any,
+        timeout: float,
+        metadata: Metadata = (),
+        model: str = "",
+        version: str = "",
+    ) -> Any:
+        try:
+            return await method(request, timeout=timeout, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error, model, version) from error
+        except grpc.aio.UsageError as error:  # the channel is closed: this service is stopping
+            raise translate(grpc.StatusCode.UNAVAILABLE, "") from error
+
+
+async def _once(request: Any) -> AsyncIterator[Any]:
+    yield request
+
+
+def _translated(error: grpc.aio.AioRpcError, model: str, version: str) -> TritonError:
+    return translate(error.code(), error.details() or "", model=model, version=version)
+
+
+def _request(ask: Ask) -> Any:
+    request = service_pb2.ModelInferRequest(
+        model_name=ask.spec.name, model_version=ask.spec.version, id=ask.id
+    )
+    for tensor in ask.inputs:
+        request.inputs.add(name=tensor.name, datatype=_NAMES[tensor.datatype], shape=tensor.shape)
+        request.raw_input_contents.append(tensor.raw)
+    if ask.priority:
+        request.parameters["priority"].int64_param = ask.priority
+    if ask.timeout_us:
+        request.parameters["timeout"].int64_param = ask.timeout_us
+    return request
+
+
+def _answer(reply: Any, bytes_out: int) -> Answer:
+    outputs = []
+    raws = reply.raw_output_contents
+    for index, output in enumerate(reply.outputs):
+        outputs.append(
+            tensor_pb2.Tensor(
+                name=output.name,
+                datatype=_VALUES.get(output.datatype, tensor_pb2.DATATYPE_UNSPECIFIED),
+                shape=output.shape,
+                raw=raws[index] if index < len(raws) else b"",
+            )
+        )
+    return Answer(reply.model_version, outputs, bytes_out, reply.ByteSize())
+
+
+_VALUES: dict[str, Any] = {
+    name.removeprefix("DATATYPE_"): value for name, value in tensor_pb2.Datatype.items() if value
+}
+_NAMES = {value: name for name, value in _VALUES.items()}
+
+
+def _tensor_specs(entries: Iterable[Any], optional: frozenset[str]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(
+            entry.name,
+            _VALUES[entry.datatype],
+            tuple(entry.shape),
+            entry.name in optional,
+        )
+        for entry in entries
+    )
+
+
+def _spec(name: str, version: str, meta: Any, config: model_config_pb2.ModelConfig) -> ModelSpec:
+    optional = frozenset(entry.name for entry in config.input if entry.optional)
+    batching = config.dynamic_batching
+    policies = [batching.default_queue_policy, *batching.priority_queue_policy.values()]
+    return ModelSpec(
+        name=name,
+        version=version,
+        inputs=_tensor_specs(meta.inputs, optional),
+        outputs=_tensor_specs(meta.outputs, frozenset()),
+        max_batch_size=config.max_batch_size,
+        decoupled=config.model_transaction_policy.decoupled,
+        priority_levels=batching.priority_levels,
+        queue_timeout=any(policy.allow_timeout_override for policy in policies),
+    )
+
+
+def _counters(stats: Any) -> Counters:
+    each = stats.inference_stats
+    parts = ("compute_input", "compute_infer", "compute_output")
+    return Counters(
+        requests=each.success.count,
+        rows=stats.inference_count,
+        queue_ns=each.queue.ns,
+        compute_ns=sum(getattr(each, part).ns for part in parts),
+        busy_ns=sum(getattr(batch, part).ns for batch in stats.batch_stats for part in parts),
+    )

@@ -1,0 +1,166 @@
+"""Model repositories for tests: small Python models that a real Triton loads in a second or two.
+
+`echo` returns FP32 `features`; `echo_types` returns one tensor of every datatype; `faulty` fails
+in the ways that its input asks for; `echo_v2` has two versions. All are functions of their input,
+so that a test knows what must come back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TRITON_ENV = Path(os.environ.get("TWINPATH_TRITON_ENV", ROOT / ".venv-triton"))
+BACKENDS = ROOT / "deploy" / "triton" / "backends"
+
+# The datatypes of the contract, and the ranks that the tests send them with.
+TYPES = (
+    *("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"),
+    *("FP16", "FP32", "FP64", "BF16", "BYTES"),
+)
+
+_ECHO = """
+import triton_python_backend_utils as pb
+
+class TritonPythonModel:
+    def execute(self, requests):
+        # The input's own tensors: not even numpy sees the bytes.
+        return [pb.InferenceResponse(list(r.inputs())) for r in requests]
+"""
+
+_BATCHED = """
+import triton_python_backend_utils as pb
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [pb.InferenceResponse([pb.Tensor("sum", r.inputs()[0].as_numpy().sum(
+            axis=1, keepdims=True))]) for r in requests]
+"""
+
+# The first element of `features` says what to do.
+_FAULTY = """
+import time
+import numpy as np
+import triton_python_backend_utils as pb
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.one(r) for r in requests]
+
+    def one(self, request):
+        array = pb.get_input_tensor_by_name(request, "features").as_numpy()
+        what = float(array.reshape(-1)[0])
+        if what == 1:
+            raise RuntimeError("secret value 1234 in a message")
+        if what == 2:
+            return pb.InferenceResponse(error=pb.TritonError("secret 1234",
+                pb.TritonError.INVALID_ARG))
+        if what == 3:
+            array = np.zeros((1, 7), dtype=np.float32)
+        if what == 4:
+            return pb.InferenceResponse([])
+        if what >= 100:
+            time.sleep(what / 1000)
+        return pb.InferenceResponse([pb.Tensor("features", array)])
+"""
+
+_STREAM = '''
+import os, time
+import numpy as np
+import triton_python_backend_utils as pb
+
+class TritonPythonModel:
+    """Says each word of `text_input` in a chunk of its own, with vLLM's tensors."""
+
+    def execute(self, requests):
+        for request in requests:
+            sender = request.get_response_sender()
+            text = pb.get_input_tensor_by_name(request, "text_input").as_numpy().reshape(-1)[0]
+            stop = pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+            for word in text.decode().split():
+                if request.is_cancelled():
+                    with open(os.environ.get("TMPDIR", "/tmp") + "/twinpath_cancelled", "a") as log:
+                        log.write(text.decode()[:32] + "\\n")
+                    break
+                if word == "FAIL":
+                    sender.send(pb.InferenceResponse(error=pb.TritonError("secret 1234")))
+                    break
+                if word == "WAIT":
+                    time.sleep(0.05)
+                tensor = pb.Tensor("text_output", np.array([word.encode() + b" "], dtype=object))
+                sender.send(pb.InferenceResponse([tensor]))
+            sender.send(flags=stop)
+'''
+
+
+def _tensor(kind: str, name: str, datatype: str, dims: str) -> str:
+    triton = "STRING" if datatype == "BYTES" else datatype
+    return f'{kind} {{ name: "{name}" data_type: TYPE_{triton} dims: {dims} }}\n'
+
+
+def write_model(
+    root: Path, name: str, code: str, config: str, versions: Iterable[str] = ("1",)
+) -> Path:
+    """Write a model of Triton's Python backend; returns its folder."""
+    folder = root / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.pbtxt").write_text(f'name: "{name}"\nbackend: "python"\n{config}')
+    for version in versions:
+        (folder / version).mkdir(exist_ok=True)
+        (folder / version / "model.py").write_text(code)
+    return folder
+
+
+def echo(root: Path, name: str = "echo") -> None:
+    """FP32 `features` of rank 2, returned as they came."""
+    config = _tensor("input", "features", "FP32", "[-1, -1]")
+    config += _tensor("output", "features", "FP32", "[-1, -1]")
+    write_model(root, name, _ECHO, "max_batch_size: 0\n" + config)
+
+
+def echo_types(root: Path) -> None:
+    """A tensor of each datatype, `t_bool` … `t_bytes`, rank 2, returned as they came."""
+    config = "max_batch_size: 0\n"
+    for datatype in TYPES:
+        for kind in ("input", "output"):
+            config += _tensor(kind, f"t_{datatype.lower()}", datatype, "[-1, -1]")
+    write_model(root, "echo_types", _ECHO, config)
+
+
+def batched(root: Path) -> None:
+    """FP32 `features` [n, 3] with at most 8 rows, and `sum` [n, 1]; two versions."""
+    config = "max_batch_size: 8\n" + _tensor("input", "features", "FP32", "[3]")
+    config += _tensor("output", "sum", "FP32", "[1]") + "dynamic_batching { }\n"
+    config += "version_policy { all { } }\n"
+    write_model(root, "batched", _BATCHED, config, ("1", "2"))
+
+
+def faulty(root: Path) -> None:
+    """Fails as the first element of `features` says: 1 raises, 2 refuses, 3 and 4 wrong outputs."""
+    config = "max_batch_size: 0\n" + _tensor("input", "features", "FP32", "[-1, -1]")
+    config += _tensor("output", "features", "FP32", "[-1, -1]")
+    write_model(root, "faulty", _FAULTY, config)
+
+
+def words(root: Path) -> None:
+    """A decoupled model with the tensors of Triton's vLLM backend: a chunk for each word."""
+    config = "max_batch_size: 0\nmodel_transaction_policy { decoupled: true }\n"
+    config += _tensor("input", "text_input", "BYTES", "[1]")
+    config += 'input { name: "stream" data_type: TYPE_BOOL dims: [1] optional: true }\n'
+    config += (
+        'input { name: "sampling_parameters" data_type: TYPE_STRING dims: [1] optional: true }\n'
+    )
+    config += _tensor("output", "text_output", "BYTES", "[-1]")
+    write_model(root, "words", _STREAM, config)
+
+
+ALL: tuple[Callable[[Path], None], ...] = (echo, echo_types, batched, faulty, words)
+
+
+def repository(root: Path, *models: Callable[[Path], None]) -> Path:
+    """Write the models (all of them if none is named) and return the repository."""
+    for model in models or ALL:
+        model(root)
+    return root
