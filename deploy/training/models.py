@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.ensemble import GradientBoostingRegressor
+from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import (
     accuracy_score,
@@ -67,6 +67,12 @@ def _tumour_small() -> Any:
     return make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=2000))
 
 
+def _tumour_large() -> Any:
+    return GradientBoostingClassifier(
+        n_estimators=300, learning_rate=0.05, max_depth=3, subsample=0.7, random_state=SEED
+    )
+
+
 def _diabetes_small() -> Any:
     return make_pipeline(StandardScaler(), Ridge(alpha=10.0))
 
@@ -92,6 +98,16 @@ CANDIDATES = (
         kind="classifier",
         estimator=_tumour_small,
         summary="standardized logistic regression",
+    ),
+    # A vendor offers it; policy must never let the restricted task reach it.
+    Candidate(
+        name="tumour_large",
+        version=1,
+        task=TUMOUR_TRIAGE,
+        path="remote",
+        kind="classifier",
+        estimator=_tumour_large,
+        summary="gradient boosting, 300 trees of depth 3",
     ),
     Candidate(
         name="diabetes_small",

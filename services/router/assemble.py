@@ -1,6 +1,7 @@
 """From features and request fields to the model input, before any path is known.
 
-Pure but for the contract's own messages. Only what the task's contract lists gets in. What a path may not see is never in it.
+Pure but for the contract's own messages. Only what the task's contract lists gets in; what a path
+may not see is never in it.
 """
 
 from __future__ import annotations

@@ -40,7 +40,11 @@ class Breaker(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One model at one version on one path. `preference` is its place in the task's file."""
+    """One model at one version on one path. `preference` is its place in the task's file.
+
+    `facts` are what policy may read; `facts_key` is their content, because two tasks may use one
+    id for candidates that differ.
+    """
 
     id: str
     path: str
@@ -51,6 +55,11 @@ class Candidate:
     preference: int
     cost_nanos: int
     facts: Mapping[str, Any]
+    facts_key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Derive the key."""
+        object.__setattr__(self, "facts_key", repr(sorted(self.facts.items())))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +131,7 @@ def make_plan(
         state = states[candidate.id]
         reasons = [
             Refusal(Kind.POLICY, denial.rule, denial.message)
-            for denial in policy.denials(facts, candidate.facts, candidate.id)
+            for denial in policy.denials(facts, candidate.facts, candidate.facts_key)
         ]
         reasons += _circumstances(candidate, state, only_path, time_left)
         if reasons:

@@ -91,8 +91,8 @@ class Policy:
     ) -> list[Denial]:
         """Return every rule that excludes the candidate; empty: admitted.
 
-        `facts` has every name of REQUEST_FACTS (`consents` a tuple); `key` identifies the
-        candidate's own facts.
+        `facts` has every name of REQUEST_FACTS (`consents` a tuple); `key` is the
+        content of the candidate's own facts: remembered results are found by it.
         """
         found = []
         for rule in self.rules:
