@@ -100,10 +100,18 @@ class StandIn:
             if outage and self._site is not None:
                 await self._site.stop()
                 self._site = None
+                self._abort_connections()
                 log.info("stand-in vendor: outage, the port is closed")
             elif not outage and self._site is None:
                 await self._open()
                 log.info("stand-in vendor: outage over")
+
+    def _abort_connections(self) -> None:
+        assert self._runner is not None
+        assert self._runner.server is not None
+        for connection in self._runner.server.connections:
+            if connection.transport is not None:
+                connection.transport.abort()
 
     async def _open(self) -> None:
         assert self._runner is not None

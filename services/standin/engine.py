@@ -12,9 +12,8 @@ from typing import Any, Protocol
 import onnxruntime
 
 from services.standin.oip import BadRequestError
-from services.standin.tensors import BadTensorError, Tensor, from_array
+from services.standin.tensors import DATATYPES, BadTensorError, Tensor, from_array
 
-ECHO = "echo"
 _DATATYPE_OF_ONNX = {
     "tensor(bool)": "BOOL",
     "tensor(uint8)": "UINT8",
@@ -73,15 +72,28 @@ class Model(Protocol):
 
 
 class EchoModel:
-    """Returns what it gets: any tensors, under their own names. For tests of the wire."""
+    """Returns what it gets: any tensors, under their own names. For tests of the wire.
+
+    Args:
+        specs: What its metadata says that it takes and gives; not enforced.
+    """
 
     platform = "standin_echo"
-    inputs = (TensorSpec("features", "FP32", (-1, -1)),)
-    outputs = inputs
+
+    def __init__(self, *specs: TensorSpec) -> None:
+        self.inputs = self.outputs = specs
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Return the inputs."""
         return list(inputs)
+
+
+ECHOES = {
+    "echo": EchoModel(TensorSpec("features", "FP32", (-1, -1))),
+    "echo_types": EchoModel(
+        *(TensorSpec(f"t_{datatype.lower()}", datatype, (-1, -1)) for datatype in DATATYPES)
+    ),
+}
 
 
 class OnnxModel:
@@ -119,10 +131,12 @@ class OnnxModel:
 
 
 class Engine:
-    """All models, by name and version; `echo` version 1 is always there."""
+    """All models, by name and version; the echoes are always there, at version 1."""
 
     def __init__(self, folder: Path | None, threads: int) -> None:
-        self._models: dict[str, dict[str, Model]] = {ECHO: {"1": EchoModel()}}
+        self._models: dict[str, dict[str, Model]] = {
+            name: {"1": model} for name, model in ECHOES.items()
+        }
         if folder is not None:
             self._models |= _load(folder)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="standin-model")
@@ -188,8 +202,8 @@ def _load(folder: Path) -> dict[str, dict[str, Model]]:
     models: dict[str, dict[str, Model]] = {}
     for path in sorted(folder.glob("*/*/model.onnx")):
         name, version = path.parent.parent.name, path.parent.name
-        if name == ECHO or not version.isdigit():
-            raise ModelLoadError(f"{path}: the folder must be <name>/<version>, a number, not echo")
+        if name in ECHOES or not version.isdigit():
+            raise ModelLoadError(f"{path}: must be <name>/<number>/model.onnx, not named echo")
         models.setdefault(name, {})[version] = OnnxModel(path)
     if not models:
         raise ModelLoadError(f"{folder}: holds no <name>/<version>/model.onnx")

@@ -72,6 +72,7 @@ class Ledger:
     max_entries: int
     max_bytes: int
     received: int = 0
+    posts: int = 0
     inferences: int = 0
     body_bytes: int = 0
     answer_bytes: int = 0
@@ -85,6 +86,7 @@ class Ledger:
     def arrive(self, now: float, method: str, path: str, headers: Mapping[str, str]) -> Entry:
         """Count a request, before anything else is done with it."""
         self.received += 1
+        self.posts += method == "POST"
         shown = {k: "***" if k.lower() in _SECRET_HEADERS else v for k, v in headers.items()}
         return Entry(self.received, now, method, path, shown)
 
@@ -110,9 +112,14 @@ class Ledger:
             self.by_fault[entry.fault] += 1
 
     def counters(self) -> dict[str, Any]:
-        """All counters. `received` counts on arrival, the others when a request has ended."""
+        """All counters.
+
+        `received` (all requests, probes too) and `posts` (those that can carry data: the one to
+        show that nothing was sent) count on arrival, the others when a request has ended.
+        """
         return {
             "received": self.received,
+            "posts": self.posts,
             "inferences": self.inferences,
             "body_bytes": self.body_bytes,
             "answer_bytes": self.answer_bytes,

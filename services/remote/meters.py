@@ -1,0 +1,33 @@
+"""The remote service's own metrics."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+ATTEMPTS = Counter(
+    "twinpath_remote_attempts_total",
+    "Items answered, by vendor, model and reason; the reason of a success is OK.",
+    ("provider", "model", "reason"),
+)
+DURATION = Histogram(
+    "twinpath_remote_attempt_duration_seconds",
+    "From receipt of an item to its result, for items of which something was sent.",
+    ("provider", "model"),
+    buckets=_SECONDS,
+)
+BYTES = Counter(
+    "twinpath_remote_bytes_total", "Bytes of bodies.", ("provider", "model", "direction")
+)
+COST = Counter(
+    "twinpath_remote_cost_nanos_usd_total",
+    "Cost in billionths of a US dollar, by how it is known.",
+    ("provider", "model", "basis"),
+)
+DRIFT = Counter(
+    "twinpath_remote_alias_drift_total",
+    "Times that a vendor reported another model version under the same name than before.",
+    ("provider", "model"),
+)
+VENDOR_UP = Gauge("twinpath_remote_vendor_up", "1 while a vendor answers probes.", ("provider",))

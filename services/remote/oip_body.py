@@ -1,0 +1,285 @@
+"""Bodies of the Open Inference Protocol v2 over HTTP: written and read. No I/O.
+
+How a model input becomes a body has a version, because the body's digest stands in the record:
+whoever reads it later has to know which code wrote it. Any change of the bytes is a new version.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from services.chassis.errors import InvalidArgumentError
+from services.remote.catalog import Model, TensorEntry
+from twinpath.inference import tensors
+from twinpath.inference.v1 import tensor_pb2
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+JSON_TYPE = "application/json"
+BINARY_TYPE = "application/octet-stream"
+_NOT_IN_JSON = (tensors.FP16, tensors.BF16)
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A request as it goes over the wire.
+
+    Attributes:
+        content: The bytes.
+        headers: Their content type, and where the JSON ends.
+        renderer: Version of the code that wrote them.
+    """
+
+    content: bytes
+    headers: dict[str, str]
+    renderer: str
+
+
+class AnswerError(ValueError):
+    """An answer breaks the protocol. `rule` names what it breaks, without a value from it."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(rule)
+        self.rule = rule
+
+
+class ErrorInsideError(Exception):
+    """An answer with status 200 that holds an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """An answer that keeps to the protocol.
+
+    Attributes:
+        version: The model version that the vendor reports; may be empty.
+        outputs: The tensors, contents in `raw`, as the vendor ordered them.
+    """
+
+    version: str
+    outputs: list[tensor_pb2.Tensor]
+
+
+def _wanted(model: Model, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = []
+    for output in model.outputs:
+        entry: dict[str, Any] = {"name": output.name}
+        if parameters:
+            entry["parameters"] = parameters
+        entries.append(entry)
+    return entries
+
+
+def _all_required(outputs: Sequence[TensorEntry]) -> bool:
+    return not any(output.optional for output in outputs)
+
+
+def _dump(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, allow_nan=False, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def render_binary(model: Model, given: Sequence[tensor_pb2.Tensor]) -> Body:
+    """Write tensors by the binary extension: the very bytes that were digested."""
+    document: dict[str, Any] = {
+        "inputs": [
+            {
+                "name": tensor.name,
+                "datatype": tensors.datatype_name(tensor.datatype),
+                "shape": list(tensor.shape),
+                "parameters": {"binary_data_size": len(tensor.raw)},
+            }
+            for tensor in given
+        ]
+    }
+    if _all_required(model.outputs):
+        document["outputs"] = _wanted(model, {"binary_data": True})
+    else:
+        document["parameters"] = {"binary_data_output": True}
+    head = _dump(document)
+    headers = {"Content-Type": BINARY_TYPE, HEADER_LENGTH: str(len(head))}
+    content = b"".join([head, *(tensor.raw for tensor in given)])
+    return Body(content, headers, "oip-http-binary/1")
+
+
+def render_json(model: Model, given: Sequence[tensor_pb2.Tensor]) -> Body:
+    """Write tensors as JSON numbers and strings, for vendors without the binary extension.
+
+    FP32 is written as the decimal form of the same value in FP64, so nothing is rounded.
+
+    Raises:
+        InvalidArgumentError: TENSOR_NOT_RENDERABLE: JSON has no form for a value or data type.
+    """
+    inputs = []
+    for index, tensor in enumerate(given):
+        inputs.append(
+            {
+                "name": tensor.name,
+                "datatype": tensors.datatype_name(tensor.datatype),
+                "shape": list(tensor.shape),
+                "data": _json_data(tensor, f"input.tensors[{index}].raw"),
+            }
+        )
+    document: dict[str, Any] = {"inputs": inputs}
+    if _all_required(model.outputs):
+        document["outputs"] = _wanted(model, {})
+    return Body(_dump(document), {"Content-Type": JSON_TYPE}, "oip-http-json/1")
+
+
+RENDERERS: dict[str, Callable[[Model, Sequence[tensor_pb2.Tensor]], Body]] = {
+    "binary": render_binary,
+    "json": render_json,
+}
+
+
+def parse(content: bytes, content_type: str, header_length: str | None) -> Parsed:
+    """Read an answer strictly.
+
+    Args:
+        content: The body.
+        content_type: Its media type, without parameters.
+        header_length: Value of `Inference-Header-Content-Length`, if there is one.
+
+    Raises:
+        AnswerError: It breaks the protocol.
+        ErrorInsideError: It holds an error.
+    """
+    if content_type not in (JSON_TYPE, BINARY_TYPE):
+        raise AnswerError("content_type")
+    split = len(content)
+    if header_length is not None:
+        if not (header_length.isascii() and header_length.isdigit()):
+            raise AnswerError("header_length")
+        split = int(header_length)
+        if split > len(content):
+            raise AnswerError("truncated")
+    elif content_type == BINARY_TYPE:
+        raise AnswerError("header_length")
+    document = _load(content[:split])
+    if "error" in document:
+        raise ErrorInsideError
+    entries = document.get("outputs")
+    version = document.get("model_version", "")
+    if not isinstance(entries, list) or not isinstance(version, str):
+        raise AnswerError("structure")
+    outputs = []
+    at = split
+    for entry in entries:
+        tensor, at = _output(entry, content, at)
+        outputs.append(tensor)
+    if at != len(content):
+        raise AnswerError("surplus_bytes")
+    return Parsed(version, outputs)
+
+
+def _load(text: bytes) -> dict[str, Any]:
+    def constant(_: str) -> None:
+        raise AnswerError("json")
+
+    try:
+        document = json.loads(text.decode(), parse_constant=constant)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        raise AnswerError("json") from None
+    if not isinstance(document, dict):
+        raise AnswerError("structure")
+    return document
+
+
+def _output(entry: Any, content: bytes, at: int) -> tuple[tensor_pb2.Tensor, int]:
+    """Return an output, and where the next one's bytes begin."""
+    if not isinstance(entry, dict):
+        raise AnswerError("structure")
+    name, shape, parameters = entry.get("name"), entry.get("shape"), entry.get("parameters", {})
+    if not isinstance(name, str) or not name or not isinstance(parameters, dict):
+        raise AnswerError("structure")
+    if not isinstance(shape, list) or any(
+        type(size) is not int or not 0 <= size < 2**31 for size in shape
+    ):
+        raise AnswerError("shape")
+    try:
+        value = tensors.datatype_value(str(entry.get("datatype")))
+    except ValueError:
+        raise AnswerError("datatype") from None
+    datatype = cast("tensor_pb2.Datatype", value)  # the generated stubs say int
+    size = parameters.get("binary_data_size")
+    tensor = tensor_pb2.Tensor(name=name, datatype=datatype, shape=shape)
+    if size is None:
+        tensor.raw = _raw_of_json(datatype, shape, entry.get("data"))
+    elif type(size) is not int or size < 0:
+        raise AnswerError("binary_data_size")
+    elif at + size > len(content):
+        raise AnswerError("truncated")
+    else:
+        tensor.raw = content[at : at + size]
+        at += size
+    try:
+        tensors.check_raw(tensor)
+    except tensors.TensorError:
+        raise AnswerError("contents") from None
+    return tensor, at
+
+
+def _raw_of_json(datatype: tensor_pb2.Datatype, shape: list[int], data: Any) -> bytes:
+    """Return raw contents of a JSON `data` list, flat or nested."""
+    if not isinstance(data, list) or datatype in _NOT_IN_JSON:
+        raise AnswerError("data")
+    while data and all(isinstance(row, list) for row in data):
+        data = [value for row in data for value in row]
+    try:
+        clean = _typed(datatype, data)
+        message = tensor_pb2.Tensor(name="output", datatype=datatype, shape=shape, contents=clean)
+        return tensors.normalize([message])[0].raw
+    except (TypeError, ValueError, OverflowError):
+        raise AnswerError("data") from None
+
+
+def _typed(datatype: int, data: list[Any]) -> tensor_pb2.TensorContents:
+    """Return JSON values as typed contents; raises TypeError for a value of another type."""
+    if datatype == tensors.BYTES:
+        if any(type(value) is not str for value in data):
+            raise TypeError
+        return tensor_pb2.TensorContents(bytes_contents=[value.encode() for value in data])
+    if datatype == tensors.BOOL:
+        if any(type(value) is not bool for value in data):
+            raise TypeError
+        return tensor_pb2.TensorContents(bool_contents=data)
+    numbers = (int, float) if datatype in (tensors.FP32, tensors.FP64) else (int,)
+    if any(type(value) not in numbers for value in data):
+        raise TypeError
+    return tensor_pb2.TensorContents(**{_CONTENTS[datatype]: data})
+
+
+_CONTENTS: dict[int, str] = {
+    tensor_pb2.DATATYPE_UINT8: "uint_contents",
+    tensor_pb2.DATATYPE_UINT16: "uint_contents",
+    tensor_pb2.DATATYPE_UINT32: "uint_contents",
+    tensor_pb2.DATATYPE_UINT64: "uint64_contents",
+    tensor_pb2.DATATYPE_INT8: "int_contents",
+    tensor_pb2.DATATYPE_INT16: "int_contents",
+    tensor_pb2.DATATYPE_INT32: "int_contents",
+    tensor_pb2.DATATYPE_INT64: "int64_contents",
+    tensors.FP32: "fp32_contents",
+    tensors.FP64: "fp64_contents",
+}
+
+
+def _json_data(tensor: tensor_pb2.Tensor, field: str) -> list[Any]:
+    if tensor.datatype in _NOT_IN_JSON:
+        raise _not_renderable(field, "JSON has no form for this data type")
+    if tensor.datatype == tensors.BYTES:
+        try:
+            return [element.decode() for element in tensors.decode_bytes(tensor.raw, field)]
+        except UnicodeDecodeError:
+            raise _not_renderable(field, "an element is not UTF-8") from None
+    values: list[Any] = tensors.to_numpy(tensor).reshape(-1).tolist()
+    if any(isinstance(value, float) and not math.isfinite(value) for value in values):
+        raise _not_renderable(field, "JSON has no form for NaN and infinity")
+    return values
+
+
+def _not_renderable(field: str, text: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        "TENSOR_NOT_RENDERABLE", f"{field}: {text}", violations=[(field, text)]
+    )
