@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -71,3 +72,19 @@ class Layout:
     def log(self, name: str) -> Path:
         """The log file of a process or step."""
         return self.logs / f"{name}.log"
+
+
+def laptop(home: Path, environment: Mapping[str, str], *, runtime: Path | None = None) -> Layout:
+    """The layout of a mesh in this checkout.
+
+    Args:
+        home: Where the trained models are kept.
+        environment: May name another Triton environment by TWINPATH_TRITON_ENV, and another
+            catalog by TWINPATH_CATALOG.
+        runtime: Where keys, log and state are; None: in `home`, too.
+    """
+    found = Layout(home=home, runtime=runtime or home)
+    triton, catalog = environment.get("TWINPATH_TRITON_ENV"), environment.get("TWINPATH_CATALOG")
+    if triton:
+        found = replace(found, triton_env=Path(triton))
+    return replace(found, catalog=Path(catalog)) if catalog else found
