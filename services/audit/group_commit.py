@@ -23,9 +23,9 @@ class QueueFullError(Exception):
 
 
 class Log(Protocol):
-    """The part of the journal that group commit needs."""
+    """What group commit writes to."""
 
-    def append(self, leaves: Sequence[bytes], hashes: bytes | None = None) -> int:
+    def append(self, leaves: Sequence[bytes], hashes: bytes, notes: Sequence[Any]) -> int:
         """Write a batch durably, return its first index. Called from one thread."""
 
 
@@ -34,6 +34,7 @@ class _Waiting:
     leaves: Sequence[bytes]
     hashes: list[bytes]
     note: Any
+    size: int
     done: asyncio.Future[int]
 
 
@@ -51,7 +52,6 @@ class GroupCommit:
         on_fatal: Callable[[BaseException], None],
         max_batch: int = 256,
         max_waiting_bytes: int = 64 * 1024 * 1024,
-        hasher: Callable[[bytes], bytes] = leaf_hash,
     ) -> None:
         """Wrap `log`.
 
@@ -61,15 +61,13 @@ class GroupCommit:
                 on the event loop, before its waiters are; there is one note for each append.
             on_fatal: told once when durability is unknown; the process should exit.
             max_batch: records that go into one sync, unless a single append has more.
-            max_waiting_bytes: leaf bytes that may wait; past them, QueueFullError.
-            hasher: makes the 32-byte hash that is kept of each leaf.
+            max_waiting_bytes: bytes that may wait; past them, QueueFullError.
         """
         self._log = log
         self._on_commit = on_commit
         self._on_fatal = on_fatal
         self._max_batch = max_batch
         self._max_waiting_bytes = max_waiting_bytes
-        self._hasher = hasher
         self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0
         self._fatal: JournalFailedError | None = None
@@ -84,7 +82,7 @@ class GroupCommit:
 
     @property
     def waiting_bytes(self) -> int:
-        """Leaf bytes that are not durable yet."""
+        """Bytes that are not durable yet."""
         return self._waiting_bytes
 
     async def append(self, leaves: Sequence[bytes]) -> int:
@@ -99,28 +97,26 @@ class GroupCommit:
         """
         return await self.enqueue(leaves)
 
-    def enqueue(self, leaves: Sequence[bytes], note: Any = None) -> asyncio.Future[int]:
+    def enqueue(
+        self, leaves: Sequence[bytes], note: Any = None, *, extra_bytes: int = 0
+    ) -> asyncio.Future[int]:
         """Queue the leaves at once, as `append` does, and return what it waits for.
 
-        `note` comes back in `on_commit`.
+        `note` goes to the log and comes back in `on_commit`; `extra_bytes` is what it holds.
         """
         if self._fatal is not None:
             raise self._fatal
         if self._closed:
             raise JournalFullError("the log is closing")
-        size = sum(map(len, leaves))
+        size = sum(map(len, leaves)) + extra_bytes
         if self._waiting_bytes + size > self._max_waiting_bytes:
             raise QueueFullError(f"{self._waiting_bytes} bytes wait for the disk")
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(leaves, [self._hasher(x) for x in leaves], note, done))
+        self._waiting.append(_Waiting(leaves, list(map(leaf_hash, leaves)), note, size, done))
         self._waiting_bytes += size
         if self._writer is None:
             self._writer = asyncio.create_task(self._write())
         return done
-
-    async def run_exclusive(self, work: Callable[[], None]) -> None:
-        """Run `work` in the journal's thread, between two batches."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def close(self) -> None:
         """Let what waits become durable, take nothing more, and stop the thread."""
@@ -136,11 +132,12 @@ class GroupCommit:
                 group = self._take()
                 leaves = [leaf for waiting in group for leaf in waiting.leaves]
                 hashes = [hashed for waiting in group for hashed in waiting.hashes]
+                notes = [waiting.note for waiting in group]
                 try:
                     index = await loop.run_in_executor(
-                        self._thread, self._log.append, leaves, b"".join(hashes)
+                        self._thread, self._log.append, leaves, b"".join(hashes), notes
                     )
-                    self._on_commit(index, hashes, [waiting.note for waiting in group])
+                    self._on_commit(index, hashes, notes)
                 except JournalFullError as error:
                     _tell(group, error)
                 except BaseException as error:  # noqa: BLE001 - of whatever kind: trust is gone
@@ -152,7 +149,7 @@ class GroupCommit:
                             waiting.done.set_result(index)
                         index += len(waiting.leaves)
                 finally:
-                    self._waiting_bytes -= sum(map(len, leaves))
+                    self._waiting_bytes -= sum(waiting.size for waiting in group)
         finally:
             self._writer = None
 

@@ -10,15 +10,15 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from services.audit import records
 from services.audit.group_commit import GroupCommit, QueueFullError
-from services.audit.index import Row
 from services.audit.journal import JournalFailedError, JournalFullError
 from services.audit.live_index import LiveIndex
 from services.audit.records import Sealed
 from services.audit.settings import AuditSettings
-from services.audit.storage import Storage, payload_digest
+from services.audit.storage import Storage
 from services.chassis.clock import Clock
 from services.chassis.errors import (
     InternalError,
@@ -31,6 +31,24 @@ from twinpath.audit.v1 import audit_pb2
 
 log = logging.getLogger(__name__)
 _MAX_UNINDEXED = 200_000
+
+
+class _PayloadFirst:
+    """A batch's payloads are durable before its records are.
+
+    So a record that a crash left behind without an acknowledgement, and that answers the caller's
+    next try, always has the reply that it speaks of.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def append(self, leaves: Sequence[bytes], hashes: bytes, notes: Sequence[Any]) -> int:
+        kept = [item for note in notes for item in note if item.payload]
+        if kept:
+            digests = b"".join([item.payload_digest for item in kept])
+            self._storage.payloads.append([item.payload for item in kept], digests)
+        return self._storage.journal.append(leaves, hashes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +72,11 @@ class Ledger:
         self._max_record = settings.max_record_bytes
         self._last_time_us = storage.last_time_us
         self._claims: dict[str, asyncio.Future[int]] = {}
-        self._records = GroupCommit(
-            storage.journal,
+        self._commits = GroupCommit(
+            _PayloadFirst(storage),
             on_commit=self._committed,
             on_fatal=self._fatal,
             max_waiting_bytes=settings.max_waiting_bytes,
-        )
-        self._payloads = GroupCommit(
-            storage.payloads,
-            on_commit=lambda first, digests, _: self.index.stored(first, digests),
-            on_fatal=self._fatal,
-            max_waiting_bytes=settings.max_waiting_bytes,
-            hasher=payload_digest,
         )
 
     async def append(self, entries: Sequence[audit_pb2.Entry]) -> list[Appended]:
@@ -134,8 +145,7 @@ class Ledger:
 
     async def close(self) -> None:
         """Let what waits become durable, and take nothing more."""
-        await self._payloads.close()
-        await self._records.close()
+        await self._commits.close()
 
     async def _load_keys(self, names: Sequence[str]) -> None:
         missing = [name for name in names if self.storage.keys.cached(name) is None]
@@ -152,24 +162,21 @@ class Ledger:
         if self.index.waiting > _MAX_UNINDEXED:
             behind = QueueFullError("the index is too far behind")
             return [Appended(error=_mapped(behind))] * len(ready)
+        payload_bytes = sum(len(item.payload) for item in ready)
         try:
-            payloads = [item.payload for item in ready if item.payload]
-            waits: set[asyncio.Future[int]] = set()
-            if payloads:
-                waits.add(self._payloads.enqueue(payloads))
-            done = self._records.enqueue([s.leaf for s in ready], [s.row for s in ready])
+            done = self._commits.enqueue(
+                [item.leaf for item in ready], ready, extra_bytes=payload_bytes
+            )
         except (QueueFullError, JournalFullError, JournalFailedError) as error:
             return [Appended(error=_mapped(error))] * len(ready)
-        waits.add(done)
         for decision in claimed:
             self._claims[decision] = done
         if claimed:
             done.add_done_callback(lambda _: self._release(claimed))
-        await asyncio.wait(waits)  # which, unlike awaiting them, leaves them be if we are cancelled
-        for wait in (*waits - {done}, done):
-            failure = wait.exception()
-            if failure is not None:
-                return [Appended(error=_mapped(failure))] * len(ready)
+        await asyncio.wait({done})  # awaiting it would cancel it for all if we are cancelled
+        failure = done.exception()
+        if failure is not None:
+            return [Appended(error=_mapped(failure))] * len(ready)
         first = done.result()
         return [Appended(leaf=first + at) for at in range(len(ready))]
 
@@ -186,10 +193,15 @@ class Ledger:
             return Appended(error=_mapped(error))
         return Appended(error=UnavailableError("OUTCOME_UNSETTLED", "the first append failed"))
 
-    def _committed(self, first: int, hashes: list[bytes], notes: list[list[Row]]) -> None:
+    def _committed(self, first: int, hashes: list[bytes], notes: list[Sequence[Sealed]]) -> None:
+        """Take a batch that is durable. The journal's thread rests until this returns."""
         for hashed in hashes:
             self.storage.tree.append(hashed)
-        self.index.committed(first, [row for rows in notes for row in rows])
+        ready = [item for note in notes for item in note]
+        digests = [item.payload_digest for item in ready if item.payload]
+        if digests:
+            self.index.stored(self.storage.payloads.size - len(digests), digests)
+        self.index.committed(first, [item.row for item in ready])
 
     def _release(self, claimed: Sequence[str]) -> None:
         for decision in claimed:

@@ -38,6 +38,7 @@ class Sealed:
     leaf: bytes
     row: Row
     payload: bytes
+    payload_digest: bytes
 
 
 def violations(entry: audit_pb2.Entry) -> list[tuple[str, str]]:
@@ -96,7 +97,9 @@ def seal(entry: audit_pb2.Entry, keys: SubjectKeys, record_time_us: int) -> Seal
 
 def finish(record: record_pb2.Record, payload: bytes = b"") -> Sealed:
     """Serialize a complete record into its leaf."""
-    return Sealed(record.SerializeToString(deterministic=True), row_of(record), payload)
+    return Sealed(
+        record.SerializeToString(deterministic=True), row_of(record), payload, record.payload_digest
+    )
 
 
 def bound_to(decision_id: str) -> bytes:
