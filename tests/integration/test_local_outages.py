@@ -1,0 +1,185 @@
+"""The local path while Triton is away, restarts or hangs: right status, no stuck request."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import grpc
+import pytest
+
+from services.cli.embedded.triton import Triton, TritonOptions
+from services.local.compose import build
+from services.local.faults import TritonError
+from services.local.settings import LocalSettings
+from services.local.triton import TritonServer
+from tests import triton_models
+from tests.local_path import Stub, ask, failure, features, item
+from tests.support import MeshKeys, client, free_port, settings_for, start_service
+
+pytestmark = pytest.mark.integration
+
+
+def echo_server(folder: Path, port: int, *models: Callable[[Path], None]) -> Triton:
+    """A Triton on a known port."""
+    repository = triton_models.repository(folder / "models", *(models or (triton_models.echo,)))
+    return Triton(
+        TritonOptions(repository, folder / "run", triton_models.TRITON_ENV, grpc_port=port)
+    )
+
+
+async def until(holds: Callable[[], Awaitable[bool]], seconds: float = 30.0) -> None:
+    """Wait for a condition that must come; the limit only ends a broken test."""
+    async with asyncio.timeout(seconds):
+        while not await holds():  # noqa: ASYNC110 - there is no event of another process
+            await asyncio.sleep(0.05)
+
+
+async def answers(stub: Stub) -> bool:
+    """Whether the echo answers."""
+    [result] = await ask(stub, item("echo", features([1]), time_left_s=2))
+    return result.status.code == 0
+
+
+async def test_triton_may_come_later_go_and_come_back(tmp_path: Path, keys: MeshKeys) -> None:
+    """Without Triton: NOT_SERVING and UNAVAILABLE; both end by themselves, each time."""
+    port = free_port()
+    settings = settings_for(LocalSettings, keys, triton_url=f"127.0.0.1:{port}", refresh_s=0.1)
+    token = keys.token("service:router")
+    async with (
+        start_service(settings, build) as service,
+        client(service.address, token) as channel,
+    ):
+        stub = Stub(channel)
+
+        async def away() -> None:
+            [result] = await ask(stub, item("echo", features([1])))
+            error = failure(result)
+            assert error.code is grpc.StatusCode.UNAVAILABLE
+            assert error.reason == "TRITON_UNAVAILABLE"
+            assert not await service.health.check()
+
+        await away()
+        triton = echo_server(tmp_path, port)
+        async with triton:
+            await until(lambda: answers(stub))
+            assert await service.health.check()
+            triton.signal(signal.SIGKILL)
+            await until(lambda: _not(answers(stub)))
+            await away()
+        async with echo_server(tmp_path, port):
+            await until(lambda: answers(stub))
+            assert await service.health.check()
+
+
+async def test_a_hanging_triton_holds_nobody_beyond_the_deadline(
+    tmp_path: Path, keys: MeshKeys
+) -> None:
+    """Requests under way end at their deadlines; later ones are refused at once; it recovers."""
+    port = free_port()
+    settings = settings_for(LocalSettings, keys, triton_url=f"127.0.0.1:{port}", refresh_s=0.1)
+    token = keys.token("service:router")
+    async with (
+        echo_server(tmp_path, port) as triton,
+        start_service(settings, build) as service,
+        client(service.address, token) as channel,
+    ):
+        stub = Stub(channel)
+        await until(lambda: answers(stub))
+        triton.signal(signal.SIGSTOP)
+        many = [item("echo", features([n]), name=f"{n}", time_left_s=0.3) for n in range(20)]
+        results = await ask(stub, *many)
+        found = {(failure(r).code, failure(r).reason) for r in results}
+        assert found <= {
+            (grpc.StatusCode.DEADLINE_EXCEEDED, "TRITON_TIMEOUT"),
+            (grpc.StatusCode.UNAVAILABLE, "TRITON_UNAVAILABLE"),
+        }
+
+        async def refused_at_once() -> bool:
+            [result] = await ask(stub, item("echo", features([1]), time_left_s=5))
+            return failure(result).reason == "TRITON_UNAVAILABLE"
+
+        await until(refused_at_once)
+        assert not await service.health.check()
+        triton.signal(signal.SIGCONT)
+        await until(lambda: answers(stub))
+        assert await service.health.check()
+
+
+async def test_one_of_two_replicas_dies_under_load(tmp_path: Path, keys: MeshKeys) -> None:
+    """No request fails that had time to go to the other replica."""
+    one = echo_server(tmp_path / "one", free_port())
+    two = echo_server(tmp_path / "two", free_port())
+    async with one, two:
+        settings = settings_for(LocalSettings, keys, triton_url=f"{one.url},{two.url}")
+        token = keys.token("service:router")
+        async with (
+            start_service(settings, build) as service,
+            client(service.address, token) as channel,
+        ):
+            stub = Stub(channel)
+            await until(lambda: answers(stub))
+            codes: list[int] = []
+            stop = asyncio.Event()
+
+            async def load() -> None:
+                while not stop.is_set():
+                    [result] = await ask(stub, item("echo", features([1]), time_left_s=10))
+                    codes.append(result.status.code)
+
+            callers = [asyncio.create_task(load()) for _ in range(8)]
+            await until(lambda: _true(len(codes) > 200))
+            one.signal(signal.SIGKILL)
+            before = len(codes)
+            await until(lambda: _true(len(codes) > before + 200))
+            stop.set()
+            await asyncio.gather(*callers)
+            assert set(codes) == {0}
+            assert await service.health.check()
+
+
+async def test_a_model_that_does_not_load_does_not_take_the_others_along(
+    tmp_path: Path, keys: MeshKeys
+) -> None:
+    """A broken model is refused with a reason; its neighbour answers, and the service is well."""
+    models = triton_models.repository(
+        tmp_path / "models", triton_models.echo, triton_models.batched
+    )
+    (models / "batched" / "2" / "model.py").write_text("raise RuntimeError('tilt')")
+    server = Triton(
+        TritonOptions(
+            models,
+            tmp_path / "run",
+            triton_models.TRITON_ENV,
+            control="explicit",
+            load=("echo",),
+        )
+    )
+    async with server:
+        settings = settings_for(LocalSettings, keys, triton_url=server.url, refresh_s=0.1)
+        token = keys.token("service:router")
+        async with (
+            start_service(settings, build) as service,
+            client(service.address, token) as channel,
+        ):
+            stub = Stub(channel)
+            await until(lambda: answers(stub))
+            direct = TritonServer(server.url, 1 << 20)
+            with pytest.raises(TritonError):
+                await direct.load("batched", 30)
+            await direct.close()
+            [result] = await ask(stub, item("batched", features([1, 2, 3]), version="2"))
+            error = failure(result)
+            assert error.code is grpc.StatusCode.UNAVAILABLE
+            assert error.reason == "MODEL_UNAVAILABLE"
+            assert await service.health.check()
+
+
+async def _not(work: Awaitable[bool]) -> bool:
+    return not await work
+
+
+async def _true(value: bool) -> bool:
+    return value
