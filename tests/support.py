@@ -163,7 +163,13 @@ async def client(
 def _with_token(details: grpc.aio.ClientCallDetails, token: str) -> grpc.aio.ClientCallDetails:
     metadata = grpc.aio.Metadata(*(details.metadata or ()))
     metadata.add("authorization", f"Bearer {token}")
-    return details._replace(metadata=metadata)
+    return grpc.aio.ClientCallDetails(
+        method=details.method,
+        timeout=details.timeout,
+        metadata=metadata,
+        credentials=details.credentials,
+        wait_for_ready=details.wait_for_ready,
+    )
 
 
 class _SendToken(grpc.aio.UnaryUnaryClientInterceptor):
@@ -213,6 +219,4 @@ def sign_grant(
     if not claims.expire_time_unix_us:
         claims.expire_time_unix_us = time.time_ns() // 1000 + 60_000_000
     data = claims.SerializeToString(deterministic=True)
-    return grant_pb2.Grant(
-        claims=data, signature=key.sign(GRANT_DOMAIN + data), key_id=key_id(key)
-    )
+    return grant_pb2.Grant(claims=data, signature=key.sign(GRANT_DOMAIN + data), key_id=key_id(key))

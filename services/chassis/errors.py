@@ -22,17 +22,24 @@ ErrorInfo, BadRequest and RetryInfo. Nobody answers UNKNOWN.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 DOMAIN = "twinpath"
 
-_MAX_MESSAGE = 2048  # status details travel in headers, which are limited
+# A status travels in trailers, and gRPC refuses trailers above 8 KiB: the message stands there
+# twice (once percent-encoded, up to three times its bytes), the details in base64.
+_MAX_MESSAGE = 800
+_MAX_DETAILS = 3_600
+_MAX_FIELD = 160
+_MAX_DESCRIPTION = 400
 
 
 class ServiceError(Exception):
@@ -56,7 +63,7 @@ class ServiceError(Exception):
         super().__init__(message)
         self.reason = reason
         self.message = message
-        self.metadata = dict(metadata or {})
+        self.metadata = {name: str(value) for name, value in (metadata or {}).items()}
         self.violations = list(violations)
         self.retry_after = retry_after
 
@@ -157,32 +164,60 @@ def to_status(error: BaseException) -> status_pb2.Status:
     """
     if not isinstance(error, ServiceError):
         error = InternalError("INTERNAL", "internal error; the service's log has the details")
-    status = status_pb2.Status(code=error.code.value[0], message=error.message[:_MAX_MESSAGE])
+    status = status_pb2.Status(code=error.code.value[0], message=_cut(error.message, _MAX_MESSAGE))
+    metadata = {
+        _cut(name, _MAX_FIELD): _cut(value, _MAX_FIELD)
+        for name, value in list(error.metadata.items())[:8]
+    }
     _add(
         status,
-        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata),
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata),
     )
-    if error.violations:
-        fields = [
-            error_details_pb2.BadRequest.FieldViolation(field=field, description=text)
-            for field, text in error.violations[:32]
-        ]
-        _add(status, error_details_pb2.BadRequest(field_violations=fields))
     if error.retry_after is not None:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_after * 1e9))
         _add(status, error_details_pb2.RetryInfo(retry_delay=delay))
+    if error.violations:
+        room = _MAX_DETAILS - status.ByteSize()
+        _add(status, _bad_request(error.violations, room))
     return status
 
 
-def _add(status: status_pb2.Status, detail: object) -> None:
+def _bad_request(violations: Sequence[tuple[str, str]], room: int) -> error_details_pb2.BadRequest:
+    """Return as many violations as have room, in bytes; the last one counts those left out."""
+    bad = error_details_pb2.BadRequest()
+    for index, (field, text) in enumerate(violations):
+        one = error_details_pb2.BadRequest.FieldViolation(
+            field=_cut(field, _MAX_FIELD), description=_cut(text, _MAX_DESCRIPTION)
+        )
+        room -= one.ByteSize() + 4
+        if index and room < 0:
+            left = len(violations) - index
+            bad.field_violations.add(description=f"{left} more violations")
+            break
+        bad.field_violations.append(one)
+    return bad
+
+
+def _cut(text: str, limit: int) -> str:
+    """Return text of at most `limit` bytes of valid UTF-8."""
+    data = text.encode("utf-8", "replace")
+    if len(data) <= limit:
+        return data.decode()
+    return data[: limit - 3].decode("utf-8", "ignore") + "..."
+
+
+def _add(status: status_pb2.Status, detail: Message) -> None:
     packed = any_pb2.Any()
-    packed.Pack(detail)  # type: ignore[arg-type]
+    packed.Pack(detail)
     status.details.append(packed)
 
 
 def from_status(status: status_pb2.Status) -> ServiceError | None:
-    """Return the error that a status carries; None for OK. UNKNOWN becomes INTERNAL."""
+    """Return the error that a status carries; None for OK.
+
+    A code without a class, UNKNOWN above all, becomes INTERNAL.
+    """
     if status.code == 0:
         return None
     kind = _BY_CODE.get(status.code, InternalError)
@@ -191,13 +226,15 @@ def from_status(status: status_pb2.Status) -> ServiceError | None:
     retry = error_details_pb2.RetryInfo()
     retry_after = None
     for detail in status.details:
-        if detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
-            detail.Unpack(retry)
-            retry_after = retry.retry_delay.ToNanoseconds() / 1e9
-        elif detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-            detail.Unpack(info)
-        elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
-            detail.Unpack(bad)
+        # Details that don't parse are skipped: an error path must not raise errors of its own.
+        with contextlib.suppress(DecodeError):
+            if detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+                detail.Unpack(retry)
+                retry_after = retry.retry_delay.ToNanoseconds() / 1e9
+            elif detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+                detail.Unpack(info)
+            elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+                detail.Unpack(bad)
     return kind(
         info.reason or kind.code.name,
         status.message,

@@ -3,29 +3,35 @@
 A token is a JWT signed with Ed25519: `sub` is the identity ("service:router", or a caller's own
 name), `tenant` and `roles` are optional, `aud` is "twinpath", `exp` is required. On loopback the
 launcher issues one to each service; end callers bring one from their own issuer. With mTLS a
-service's identity is the `spiffe://twinpath/service/<name>` URI, or else the common name, of its
-certificate.
+service's identity is the `spiffe://twinpath/service/<name>` URI of its certificate; a certificate
+without one is an end caller's, under its common name.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from services.chassis.call import Identity
 from services.chassis.errors import PermissionDeniedError, UnauthenticatedError
+from services.chassis.files import FileError, line_of, load_yaml
 
 AUDIENCE = "twinpath"
 ANYONE = "anyone"
+SERVICE = "service:"
+_ROLE = "role:"
 _SPIFFE = "spiffe://twinpath/service/"
 _CACHE_LIMIT = 4096
+
+log = logging.getLogger(__name__)
 
 
 def issue_token(
@@ -54,19 +60,46 @@ def read_public_keys(path: Path) -> list[Ed25519PublicKey]:
     """Read the Ed25519 public keys of a PEM file; several may follow each other.
 
     Raises:
-        ValueError: the file has no key, or one of another kind.
+        ValueError: the file can't be read, has no key, a broken one, or one of another kind.
     """
-    text = path.read_text(encoding="ascii")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: can't be read: {error}") from None
     end = "-----END PUBLIC KEY-----"
     keys = []
     for block in text.split(end)[:-1]:
-        key = serialization.load_pem_public_key((block + end + "\n").encode())
+        try:
+            key = serialization.load_pem_public_key((block + end + "\n").encode())
+        except (ValueError, UnsupportedAlgorithm):
+            raise ValueError(f"{path}: a key can't be read") from None
         if not isinstance(key, Ed25519PublicKey):
             raise ValueError(f"{path}: a key is not Ed25519")
         keys.append(key)
     if not keys:
         raise ValueError(f"{path}: holds no public key")
     return keys
+
+
+def _names_itself(subject: str) -> bool:
+    """Tell whether a subject is a name of its own, and not one that the table gives a meaning."""
+    return bool(subject) and subject != ANYONE and not subject.startswith(_ROLE)
+
+
+def _identity_of(claims: Mapping[str, Any]) -> Identity | None:
+    """Return the identity that verified claims state; None when they are of the wrong kind."""
+    subject = claims["sub"]
+    tenant = claims.get("tenant", "")
+    roles = claims.get("roles", [])
+    if not (
+        isinstance(subject, str)
+        and _names_itself(subject)
+        and isinstance(tenant, str)
+        and isinstance(roles, list)
+        and all(isinstance(role, str) for role in roles)
+    ):
+        return None
+    return Identity(subject, tenant, frozenset(roles))
 
 
 class TokenVerifier:
@@ -105,11 +138,9 @@ class TokenVerifier:
                 continue
             except jwt.PyJWTError:
                 break
-            identity = Identity(
-                subject=str(claims["sub"]),
-                tenant=str(claims.get("tenant", "")),
-                roles=frozenset(str(role) for role in claims.get("roles", ())),
-            )
+            identity = _identity_of(claims)
+            if identity is None:
+                break
             if len(self._known) >= _CACHE_LIMIT:
                 self._known.clear()
             self._known[token] = (float(claims["exp"]), identity)
@@ -122,19 +153,32 @@ class TokenFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._read_at = -1.0
+        self._read_at: float | None = None
         self._stamp = -1
         self._token = ""
 
     def token(self) -> str:
-        """Return the token. The file is looked at once a second at most."""
+        """Return the token. The file is looked at once a second at most.
+
+        While the file can't be read, the last token serves on: rotations replace files.
+
+        Raises:
+            UnauthenticatedError: there is no token yet.
+        """
         now = time.monotonic()
-        if now - self._read_at >= 1.0:
-            self._read_at = now
-            stamp = self._path.stat().st_mtime_ns
-            if stamp != self._stamp:
-                self._token = self._path.read_text(encoding="ascii").strip()
-                self._stamp = stamp
+        if self._read_at is None or now - self._read_at >= 1.0:
+            try:
+                stamp = self._path.stat().st_mtime_ns
+                if stamp != self._stamp:
+                    self._token = self._path.read_text(encoding="ascii").strip()
+                    self._stamp = stamp
+                self._read_at = now
+            except (OSError, UnicodeDecodeError) as error:
+                if not self._token:
+                    raise UnauthenticatedError(
+                        "TOKEN_FILE_UNREADABLE", f"{self._path}: {type(error).__name__}"
+                    ) from None
+                log.warning("token file can't be read", extra={"path": str(self._path)})
         return self._token
 
 
@@ -173,29 +217,31 @@ def read_access_table(path: Path) -> AccessTable:
     """Read the table from its YAML file: methods, each with a list of names.
 
     Raises:
-        ValueError: with file, line and what is wrong.
+        FileError: with file, line and what is wrong.
     """
-    try:
-        data = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
-    except YAMLError as error:
-        raise ValueError(f"{path}: {error}") from None
+    data = load_yaml(path)
     if not isinstance(data, dict):
-        raise ValueError(f"{path}:1: must map methods to lists of names")
+        raise FileError(f"{path}:1: must map methods to lists of names")
     for method, names in data.items():
-        line = data.lc.key(method)[0] + 1  # type: ignore[attr-defined]
+        line = line_of(data, [method])
         if not (isinstance(method, str) and method.startswith("/") and method.count("/") == 2):
-            raise ValueError(f"{path}:{line}: {method!r} is no method; write /package.Service/Name")
+            raise FileError(f"{path}:{line}: {method!r} is no method; write /package.Service/Name")
         if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-            raise ValueError(f"{path}:{line}: {method} needs a list of names")
+            raise FileError(f"{path}:{line}: {method} needs a list of names")
     return AccessTable({str(method): [str(n) for n in names] for method, names in data.items()})
 
 
 def certificate_subject(auth_context: Mapping[str, Iterable[bytes]]) -> str | None:
-    """Return the identity of a verified peer certificate; None without mTLS."""
+    """Return the identity of a verified peer certificate; None without one.
+
+    A common name can't make a service, a role or "anyone": only the SPIFFE name makes a service,
+    and a certificate has no roles.
+    """
     for name in auth_context.get("x509_subject_alternative_name", ()):
         text = name.decode(errors="replace")
-        if text.startswith(_SPIFFE):
-            return "service:" + text.removeprefix(_SPIFFE)
+        if text.startswith(_SPIFFE) and len(text) > len(_SPIFFE):
+            return SERVICE + text.removeprefix(_SPIFFE)
     for name in auth_context.get("x509_common_name", ()):
-        return name.decode(errors="replace")
+        text = name.decode(errors="replace")
+        return text if _names_itself(text) and not text.startswith(SERVICE) else None
     return None

@@ -73,12 +73,13 @@ def _is_map(field: FieldDescriptor) -> bool:
 
 
 def _has_rules(descriptor: Descriptor, seen: frozenset[str] = frozenset()) -> bool:
-    """Tell whether a type, or a type within it, has any rule."""
+    """Tell whether a type, or a type within it, has any rule. An enum is one by itself."""
     if descriptor.full_name in seen:
         return False
     seen |= {descriptor.full_name}
     return any(
         _rules(field) is not None
+        or field.enum_type is not None
         or (field.message_type is not None and _has_rules(field.message_type, seen))
         for field in descriptor.fields
     )
@@ -95,6 +96,8 @@ def _field_checks(field: FieldDescriptor) -> Iterator[Check]:
                 yield _presence_check(name)
         else:
             yield _scalar_check(field, rules)
+    if field.enum_type is not None:
+        yield _enum_check(field)
     if field.message_type is not None and _has_rules(field.message_type):
         yield _nested_check(field)
 
@@ -168,7 +171,6 @@ def _scalar_check(field: FieldDescriptor, rules: rules_pb2.FieldRules) -> Check:
     measured = field.type in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
     unit = "characters" if field.type == FieldDescriptor.TYPE_STRING else "bytes"
     pattern = re.compile(rules.pattern) if rules.pattern else None
-    enum = field.enum_type
 
     def check_scalar(message: Message, prefix: str) -> Iterator[Violation]:
         if optional and not message.HasField(name):
@@ -188,13 +190,30 @@ def _scalar_check(field: FieldDescriptor, rules: rules_pb2.FieldRules) -> Check:
                 yield f"{prefix}{name}", f"has {size} {unit}; {rules.max_len} are allowed"
             elif pattern is not None and size and pattern.fullmatch(value) is None:
                 yield f"{prefix}{name}", f"must match {rules.pattern}"
-        elif enum is not None:
-            if value not in enum.values_by_number:
-                yield f"{prefix}{name}", f"{value} is no {enum.name}"
         else:
-            if rules.HasField("min") and value < rules.min:
+            # Written so that NaN, which compares with nothing, does not pass.
+            if rules.HasField("min") and not value >= rules.min:
                 yield f"{prefix}{name}", f"is below {rules.min}"
-            if rules.HasField("max") and value > rules.max:
+            if rules.HasField("max") and not value <= rules.max:
                 yield f"{prefix}{name}", f"is above {rules.max}"
 
     return check_scalar
+
+
+def _enum_check(field: FieldDescriptor) -> Check:
+    """Check that values are those of the contract: proto3 lets any number through."""
+    name = field.name
+    enum: Any = field.enum_type
+    known = frozenset(enum.values_by_number)
+
+    def check_one(message: Message, prefix: str) -> Iterator[Violation]:
+        value = getattr(message, name)
+        if value not in known:
+            yield f"{prefix}{name}", f"{value} is no {enum.name}"
+
+    def check_list(message: Message, prefix: str) -> Iterator[Violation]:
+        for index, value in enumerate(getattr(message, name)):
+            if value not in known:
+                yield f"{prefix}{name}[{index}]", f"{value} is no {enum.name}"
+
+    return check_list if _is_list(field) else check_one
