@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from opentelemetry.instrumentation.grpc import aio_client_interceptors
+from opentelemetry.instrumentation.grpc import aio_client_interceptors, filters
 
 from services.chassis import call as calls
 from services.chassis import telemetry
@@ -38,6 +38,13 @@ def _with_deadline(
     elif timeout is None:
         timeout = default_s
     metadata = grpc.aio.Metadata(*(details.metadata or ()))
+    if metadata.get("traceparent") is None:
+        # This process doesn't trace: hand the caller's context on as it came.
+        item = telemetry.inject()
+        if item is not None:
+            metadata.add("traceparent", item.traceparent)
+            if item.tracestate:
+                metadata.add("tracestate", item.tracestate)
     if token is not None and metadata.get("authorization") is None:
         metadata.add("authorization", f"Bearer {token()}")
     return grpc.aio.ClientCallDetails(
@@ -85,7 +92,9 @@ def client_interceptors(
     1. telemetry: its span must cover all the rest;
     2. frame: deadline and identity, last before the wire.
     """
-    traced = list(aio_client_interceptors()) if telemetry.tracing() else []
+    traced = []
+    if telemetry.tracing():
+        traced = list(aio_client_interceptors(filter_=filters.negate(filters.health_check())))
     return [
         *traced,
         _UnaryFrame(default_deadline_s, token),

@@ -4,16 +4,71 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
-from grpc_health.v1 import health_pb2
-from grpc_health.v1._async import HealthServicer
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.chassis import metrics
+from services.chassis.errors import NotFoundError
 
 Ping = Callable[[], Awaitable[None]]
 
 log = logging.getLogger(__name__)
+
+
+_STATUS = health_pb2.HealthCheckResponse.ServingStatus
+
+
+class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """The standard health service: one state for the server and each service that it mounts.
+
+    Not grpcio-health-checking's own: there, one watcher that leaves deafens the others of the
+    same service, and watchers hold up every shutdown for its whole grace.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = frozenset(names)
+        self._status = _STATUS.NOT_SERVING
+        self._closed = False
+        self._changed = asyncio.Event()
+
+    def say(self, *, serving: bool) -> None:
+        """Set the state, and wake who watches."""
+        self._status = _STATUS.SERVING if serving else _STATUS.NOT_SERVING
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def close(self) -> None:
+        """Say NOT_SERVING for the last time; watches end after they have heard it."""
+        self._closed = True
+        self.say(serving=False)
+
+    async def Check(  # noqa: N802 - the contract's name
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
+    ) -> health_pb2.HealthCheckResponse:
+        """Answer with the state now. Raises NotFoundError for a service that is not here."""
+        del context
+        if request.service not in self._names:
+            raise NotFoundError("SERVICE_UNKNOWN", "no such service is mounted here")
+        return health_pb2.HealthCheckResponse(status=self._status)
+
+    async def Watch(  # noqa: N802 - the contract's name
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        """Give the state now and at each change, until the server goes down."""
+        del context
+        said = None
+        while True:
+            changed = self._changed
+            known = request.service in self._names
+            status = self._status if known else _STATUS.SERVICE_UNKNOWN
+            if status != said:
+                said = status
+                yield health_pb2.HealthCheckResponse(status=status)
+            if self._closed:
+                return
+            await changed.wait()
 
 
 class Health:
@@ -26,17 +81,12 @@ class Health:
     def __init__(
         self, services: Sequence[str], pings: Mapping[str, Ping], interval_s: float
     ) -> None:
-        self.servicer = HealthServicer()
-        self._names = ["", *services]
+        self.servicer = HealthServicer(["", *services])
         self._pings = dict(pings)
         self._interval = interval_s
-        self._serving: bool | None = None
+        self._serving = False
         self._draining = False
         self.failures: dict[str, str] = {}
-
-    async def start(self) -> None:
-        """Say NOT_SERVING until the first pings have passed."""
-        await self._say(serving=False)
 
     async def check(self) -> bool:
         """Ping every dependency once, at the same time, and say what came out."""
@@ -52,7 +102,7 @@ class Health:
             log.info("dependency answers", extra={"dependency": name})
         self.failures = failures
         serving = not failures and not self._draining
-        await self._say(serving=serving)
+        self._say(serving=serving)
         return serving
 
     async def _ping(self, name: str) -> str:
@@ -62,15 +112,12 @@ class Health:
             return str(error) or type(error).__name__
         return ""
 
-    async def _say(self, *, serving: bool) -> None:
+    def _say(self, *, serving: bool) -> None:
         if serving == self._serving:
             return
         self._serving = serving
         metrics.SERVING.set(1 if serving else 0)
-        status = health_pb2.HealthCheckResponse.ServingStatus
-        value = status.SERVING if serving else status.NOT_SERVING
-        for name in self._names:
-            await self.servicer.set(name, value)
+        self.servicer.say(serving=serving)
         log.info("health changed", extra={"serving": serving})
 
     async def watch(self) -> None:
@@ -79,7 +126,8 @@ class Health:
             await self.check()
             await asyncio.sleep(self._interval)
 
-    async def drain(self) -> None:
+    def drain(self) -> None:
         """Say NOT_SERVING for good."""
         self._draining = True
-        await self._say(serving=False)
+        self._say(serving=False)
+        self.servicer.close()

@@ -5,6 +5,8 @@
 3. identity    who calls, and may they: nothing about the request is looked at before;
 4. deadline    refuses what comes too late, and remembers until when this call may take;
 5. validation  the contract's rules on the message.
+
+2 is `Boundary`; 3 to 5 are `Door`, in door.py: each layer of Python costs every call.
 """
 
 from __future__ import annotations
@@ -13,209 +15,179 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, Self
 
 import grpc
 import grpc.aio
-from google.protobuf.message import Message
 from grpc_status import rpc_status
 
-from services.chassis import call as calls
-from services.chassis import metrics, validation
-from services.chassis.call import Call, Identity
+from services.chassis import metrics
 from services.chassis.errors import (
-    DeadlineExceededError,
+    InternalError,
+    ResourceExhaustedError,
     ServiceError,
-    UnauthenticatedError,
+    UnavailableError,
     from_rpc_error,
     to_status,
 )
-from services.chassis.identity import AccessTable, TokenVerifier, certificate_subject
 
 log = logging.getLogger(__name__)
 
 Details = grpc.HandlerCallDetails
 Continuation = Callable[[Details], Awaitable[grpc.RpcMethodHandler]]
+Behaviour = Callable[[Any, grpc.aio.ServicerContext], Any]
 _FRAME_METHODS = ("/grpc.reflection.", "/grpc.health.")
 
+# (request is streamed, response is streamed) -> the handler's attribute and its constructor
+_KINDS: dict[tuple[bool, bool], tuple[str, Callable[..., Any]]] = {
+    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
+    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
+    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
+    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
+}
 
-def _wrap(handler: Any, unary: Any, stream: Any) -> Any:
-    """Return the handler with its behaviour wrapped; `unary` and `stream` take the behaviour."""
-    if handler.request_streaming:
-        return handler  # only reflection; it has no message of ours
-    if handler.response_streaming:
-        return grpc.unary_stream_rpc_method_handler(
-            stream(handler.unary_stream),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
-    return grpc.unary_unary_rpc_method_handler(
-        unary(handler.unary_unary),
-        request_deserializer=handler.request_deserializer,
-        response_serializer=handler.response_serializer,
+
+def rewrap(
+    handler: Any,
+    *,
+    one: Callable[[Behaviour], Behaviour],
+    many: Callable[[Behaviour], Behaviour],
+    parse: Any,
+    serialize: Any,
+) -> Any:
+    """Return the handler with its behaviour wrapped: by `one` for one response, else by `many`.
+
+    No kind of handler gets around it, so that what is mounted can't slip past the interceptors.
+    """
+    name, make = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
+    wrap = many if handler.response_streaming else one
+    return make(
+        wrap(getattr(handler, name)), request_deserializer=parse, response_serializer=serialize
     )
 
 
 async def _abort(context: grpc.aio.ServicerContext, error: ServiceError) -> None:
-    await context.abort_with_status(rpc_status.to_status(to_status(error)))
+    # Not abort_with_status: OpenTelemetry's context sees `abort` alone, and a failed call's span
+    # would say OK.
+    status = rpc_status.to_status(to_status(error))
+    await context.abort(status.code, status.details, status.trailing_metadata)
 
 
-def _as_service_error(error: Exception, method: str) -> ServiceError:
+def _as_service_error(error: BaseException, method: str) -> ServiceError:
     if isinstance(error, ServiceError):
         return error
     if isinstance(error, grpc.RpcError):
         return from_rpc_error(error)
+    if isinstance(error, asyncio.CancelledError):
+        # Nobody cancelled this call: what it waited for was cancelled, at a shutdown for one.
+        # Passed on as it is, gRPC would answer nothing, and the caller would wait in vain.
+        return UnavailableError("WORK_CANCELLED", "the work for this call was given up")
     log.error("unexpected error", extra={"method": method}, exc_info=error)
-    return ServiceError("INTERNAL", "internal error; the service's log has the details")
+    return InternalError("INTERNAL", "internal error; the service's log has the details")
+
+
+def _call_is_over(error: BaseException) -> bool:
+    """Tell whether an exception means that the call itself was ended, by the caller or gRPC."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is None or task.cancelling() > 0
+    return isinstance(error, GeneratorExit)
 
 
 class Boundary(grpc.aio.ServerInterceptor):
-    """Counts, times and logs calls, and turns exceptions into google.rpc.Status."""
+    """Counts, times and logs calls, and turns exceptions into google.rpc.Status.
+
+    It serializes the responses too, so that one that can't be sent gets a clear status as well.
+    """
+
+    def __init__(self, max_message_bytes: int) -> None:
+        self._max = max_message_bytes
 
     async def intercept_service(  # type: ignore[override]
         self, continuation: Continuation, handler_call_details: Details
     ) -> Any:
         """Wrap the handler."""
-        handler = await continuation(handler_call_details)
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:
+            return None  # gRPC answers UNIMPLEMENTED
         method = handler_call_details.method
-        if handler is None or method.startswith(_FRAME_METHODS):
-            return handler
+        serializer = handler.response_serializer or bytes
 
-        def unary(inner: Any) -> Any:
-            async def serve(request: Message, context: grpc.aio.ServicerContext) -> Any:
+        def encode(response: Any) -> bytes:
+            data: bytes = serializer(response)
+            if len(data) > self._max:
+                raise ResourceExhaustedError(
+                    "RESPONSE_TOO_LARGE",
+                    f"the response has {len(data)} bytes; {self._max} are allowed",
+                )
+            return data
+
+        def one(inner: Behaviour) -> Behaviour:
+            async def serve(request: Any, context: grpc.aio.ServicerContext) -> Any:
                 with _Meter(method) as meter:
                     try:
-                        return await inner(request, context)
-                    except asyncio.CancelledError:
-                        meter.code = "CANCELLED"
-                        raise
-                    except grpc.aio.AbortError:
-                        raise
-                    except Exception as error:  # noqa: BLE001 - the boundary sees everything
-                        found = _as_service_error(error, method)
-                        meter.failed(found)
-                        await _abort(context, found)
+                        return encode(await inner(request, context))
+                    except BaseException as error:  # noqa: BLE001 - the boundary sees everything
+                        await meter.settle(error, context)
 
             return serve
 
-        def stream(inner: Any) -> Any:
+        def many(inner: Behaviour) -> Behaviour:
             async def serve(
-                request: Message, context: grpc.aio.ServicerContext
-            ) -> AsyncIterator[Any]:
+                request: Any, context: grpc.aio.ServicerContext
+            ) -> AsyncIterator[bytes]:
                 with _Meter(method) as meter:
                     try:
-                        async for response in inner(request, context):
-                            yield response
-                    except (asyncio.CancelledError, GeneratorExit):
-                        meter.code = "CANCELLED"
-                        raise
-                    except grpc.aio.AbortError:
-                        raise
-                    except Exception as error:  # noqa: BLE001 - the boundary sees everything
-                        found = _as_service_error(error, method)
-                        meter.failed(found)
-                        await _abort(context, found)
+                        async with aclosing(inner(request, context)) as responses:
+                            async for response in responses:
+                                yield encode(response)
+                    except BaseException as error:  # noqa: BLE001 - the boundary sees everything
+                        await meter.settle(error, context)
 
             return serve
 
-        return _wrap(handler, unary, stream)
+        return rewrap(
+            handler, one=one, many=many, parse=handler.request_deserializer, serialize=None
+        )
 
 
 class _Meter:
-    """Counts and times one call."""
+    """Counts and times one call, and answers its failure. Health and reflection don't count."""
 
     def __init__(self, method: str) -> None:
         self._method = method
-        self.code = "OK"
+        self._counts = not method.startswith(_FRAME_METHODS)
+        self._code = "OK"
 
-    def failed(self, error: ServiceError) -> None:
-        self.code = error.code.name
-        level = logging.ERROR if error.code is grpc.StatusCode.INTERNAL else logging.INFO
+    async def settle(self, error: BaseException, context: grpc.aio.ServicerContext) -> None:
+        """Answer the call with the status of an exception. Always raises."""
+        if _call_is_over(error):
+            self._code = "CANCELLED"
+            raise error
+        if isinstance(error, grpc.aio.AbortError):
+            self._code = "ABORTED_BY_HANDLER"
+            raise error
+        if not isinstance(error, (Exception, asyncio.CancelledError)):
+            raise error
+        found = _as_service_error(error, self._method)
+        self._code = found.code.name
+        level = logging.ERROR if found.code is grpc.StatusCode.INTERNAL else logging.INFO
         log.log(
             level,
             "call failed",
-            extra={"method": self._method, "code": self.code, "reason": error.reason},
+            extra={"method": self._method, "code": self._code, "reason": found.reason},
         )
+        await _abort(context, found)
 
     def __enter__(self) -> Self:
         self._start = time.perf_counter()
-        metrics.IN_FLIGHT.labels(self._method).inc()
+        if self._counts:
+            metrics.IN_FLIGHT.labels(self._method).inc()
         return self
 
     def __exit__(self, *_: object) -> None:
-        metrics.IN_FLIGHT.labels(self._method).dec()
-        metrics.CALLS.labels(self._method, self.code).inc()
-        metrics.DURATION.labels(self._method).observe(time.perf_counter() - self._start)
-
-
-class Door(grpc.aio.ServerInterceptor):
-    """Identity, deadline and validation: what must hold before a handler sees a request.
-
-    One interceptor for the three, because each layer of Python costs every call; their order is
-    the order of the statements in `_enter`.
-    """
-
-    def __init__(
-        self, verifier: TokenVerifier, table: AccessTable, default_deadline_s: float
-    ) -> None:
-        self._verifier = verifier
-        self._table = table
-        self._default = default_deadline_s
-
-    async def intercept_service(  # type: ignore[override]
-        self, continuation: Continuation, handler_call_details: Details
-    ) -> Any:
-        """Wrap the handler."""
-        handler = await continuation(handler_call_details)
-        method = handler_call_details.method
-        if handler is None or (handler.request_streaming and self._table.open_to_all(method)):
-            return handler
-        token = ""
-        for key, value in handler_call_details.invocation_metadata:
-            if key == "authorization":
-                token = value if isinstance(value, str) else value.decode(errors="replace")
-
-        def unary(inner: Any) -> Any:
-            async def serve(request: Message, context: grpc.aio.ServicerContext) -> Any:
-                self._enter(method, token, request, context)
-                return await inner(request, context)
-
-            return serve
-
-        def stream(inner: Any) -> Any:
-            async def serve(
-                request: Message, context: grpc.aio.ServicerContext
-            ) -> AsyncIterator[Any]:
-                self._enter(method, token, request, context)
-                async for response in inner(request, context):
-                    yield response
-
-            return serve
-
-        return _wrap(handler, unary, stream)
-
-    def _enter(
-        self, method: str, token: str, request: Message, context: grpc.aio.ServicerContext
-    ) -> None:
-        identity = self._authenticate(method, token, context)
-        left = context.time_remaining()
-        left = self._default if left is None else left
-        if left <= 0:
-            raise DeadlineExceededError("DEADLINE_EXCEEDED", "the caller's time is up")
-        calls.enter(Call(method, identity, time.monotonic() + left))
-        validation.check(request)
-
-    def _authenticate(self, method: str, token: str, context: grpc.aio.ServicerContext) -> Identity:
-        if self._table.open_to_all(method):
-            return Identity("anyone")
-        if token:
-            if not token.startswith("Bearer "):
-                raise UnauthenticatedError("TOKEN_INVALID", "authorization is no bearer token")
-            identity = self._verifier.verify(token[7:])
-        else:
-            subject = certificate_subject(context.auth_context())
-            if subject is None:
-                raise UnauthenticatedError("TOKEN_MISSING", "no identity came with the call")
-            identity = Identity(subject)
-        self._table.check(method, identity)
-        return identity
+        if self._counts:
+            metrics.IN_FLIGHT.labels(self._method).dec()
+            metrics.CALLS.labels(self._method, self._code).inc()
+            metrics.DURATION.labels(self._method).observe(time.perf_counter() - self._start)

@@ -17,8 +17,8 @@ SERVING = Gauge("twinpath_serving", "1 while the service's health is SERVING.")
 PING_OK = Gauge("twinpath_dependency_up", "1 while a dependency answers pings.", ("dependency",))
 
 
-def serve(listen: str) -> None:
-    """Serve /metrics on host:port in a thread of its own; nothing if `listen` is empty."""
+def serve(listen: str | None) -> None:
+    """Serve /metrics on host:port in a thread of its own; nothing without `listen`."""
     if listen:
         host, _, port = listen.rpartition(":")
-        start_http_server(int(port), addr=host or "127.0.0.1")
+        start_http_server(int(port), addr=host)

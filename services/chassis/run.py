@@ -19,14 +19,15 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from opentelemetry.instrumentation.grpc import aio_server_interceptor
+from opentelemetry.instrumentation.grpc import aio_server_interceptor, filters
 
 from services.chassis import call as calls
 from services.chassis import logs, metrics, telemetry
 from services.chassis.channels import message_options
+from services.chassis.door import Door
 from services.chassis.health import Health, Ping
 from services.chassis.identity import TokenVerifier, read_access_table, read_public_keys
-from services.chassis.interceptors import Boundary, Door
+from services.chassis.interceptors import Boundary
 from services.chassis.settings import ServiceSettings, load_or_exit
 
 log = logging.getLogger(__name__)
@@ -74,9 +75,15 @@ class Running:
 def _server(settings: ServiceSettings) -> grpc.aio.Server:
     verifier = TokenVerifier(read_public_keys(settings.trusted_keys))
     table = read_access_table(settings.access_file)
-    traced = [aio_server_interceptor()] if telemetry.tracing() else []
+    traced = []
+    if telemetry.tracing():
+        traced = [aio_server_interceptor(filter_=filters.negate(filters.health_check()))]
     # The order and its reasons: see interceptors.py.
-    interceptors = [*traced, Boundary(), Door(verifier, table, settings.default_deadline_s)]
+    interceptors = [
+        *traced,
+        Boundary(settings.max_message_bytes),
+        Door(verifier, table, settings.default_deadline_s),
+    ]
     options = [
         *message_options(settings.max_message_bytes),
         ("grpc.server_handshake_timeout_ms", 5_000),
@@ -109,7 +116,6 @@ async def started(settings: S, build: Build[S]) -> AsyncIterator[Running]:
         service = await build(settings, stack)
         server = _server(settings)
         health = Health([m.name for m in service.mounts], service.pings, settings.ping_interval_s)
-        await health.start()
         for mount in service.mounts:
             mount.add(mount.servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
@@ -128,7 +134,7 @@ async def started(settings: S, build: Build[S]) -> AsyncIterator[Running]:
         finally:
             # The order of a shutdown:
             # 1. NOT_SERVING, so that nobody new comes;
-            await health.drain()
+            health.drain()
             # 2. settle: load balancers need a moment to notice;
             await asyncio.sleep(settings.settle_s)
             # 3. stop: calls in flight get their grace;
@@ -169,8 +175,8 @@ def main(name: str, kind: type[S], build: Build[S]) -> None:
     settings = load_or_exit(kind)
     logs.setup(name, settings.log_level)
     provider = telemetry.setup(name)
-    metrics.serve(settings.metrics_listen)
     try:
+        metrics.serve(settings.metrics_listen)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_run(settings, build))
     except Exception:

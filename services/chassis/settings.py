@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableError
 
 
 class SettingsError(Exception):
     """One or more variables are missing or wrong; the text has a line for each."""
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65_535:
+        raise ValueError("must be host:port")
+    return text
+
+
+Address = Annotated[str, AfterValidator(_address)]
 
 
 class ServiceSettings(BaseSettings):
@@ -21,14 +32,19 @@ class ServiceSettings(BaseSettings):
     service's prefix, such as TWINPATH_ROUTER_LISTEN.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+    # A variable that is set but empty counts as missing: an empty path would be the folder ".".
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True
+    )
 
-    listen: str = Field(description="host:port to listen on; port 0 takes a free one")
+    listen: Address = Field(description="host:port to listen on; port 0 takes a free one")
     token_file: Path | None = Field(
         default=None,
         description="file with this service's own identity token; needed without mTLS",
     )
-    metrics_listen: str = Field(default="", description="host:port of /metrics; empty: none")
+    metrics_listen: Address | None = Field(
+        default=None, description="host:port of /metrics; none without it"
+    )
     trusted_keys: Path = Field(
         validation_alias="TWINPATH_TRUSTED_KEYS",
         description="PEM file with the public keys that sign identity tokens",
@@ -78,6 +94,15 @@ class ServiceSettings(BaseSettings):
         description="seconds between pings of the dependencies",
     )
 
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        """Refuse a part of mTLS: a forgotten variable must not mean plain text."""
+        parts = ("tls_cert", "tls_key", "tls_ca")
+        missing = [variable(type(self), part) for part in parts if not getattr(self, part)]
+        if missing and len(missing) < len(parts):
+            raise ValueError(f"mTLS needs all three; missing: {', '.join(missing)}")
+        return self
+
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -98,16 +123,26 @@ def load(kind: type[S]) -> S:
     """
     try:
         return kind()
+    except UnreadableError as error:  # a list or a table that is no JSON
+        raise SettingsError(str(error)) from None
     except ValidationError as error:
-        lines = []
-        for fault in error.errors():
-            place = str(fault["loc"][0]) if fault["loc"] else ""
-            field = next((n for n in kind.model_fields if place in (n, variable(kind, n))), None)
-            name = variable(kind, field) if field else place
-            help_text = (kind.model_fields[field].description or "") if field else ""
-            what = "is missing" if fault["type"] == "missing" else fault["msg"]
-            lines.append(f"{name}: {what} ({help_text})" if help_text else f"{name}: {what}")
-        raise SettingsError("\n".join(lines)) from None
+        lines = [_line(kind, dict(fault)) for fault in error.errors()]
+        # One line for each variable, also where its type is a union and every branch complains.
+        raise SettingsError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _line(kind: type[BaseSettings], fault: dict[str, Any]) -> str:
+    what = (
+        "is missing" if fault["type"] == "missing" else fault["msg"].removeprefix("Value error, ")
+    )
+    if not fault["loc"]:
+        return str(what)
+    place = str(fault["loc"][0])
+    field = next((n for n in kind.model_fields if place in (n, variable(kind, n))), None)
+    if field is None:
+        return f"{place}: {what}"
+    help_text = kind.model_fields[field].description
+    return f"{variable(kind, field)}: {what}" + (f" ({help_text})" if help_text else "")
 
 
 def load_or_exit(kind: type[S]) -> S:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from opentelemetry import propagate, trace
+from opentelemetry import context, propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
@@ -34,6 +34,11 @@ def setup(service: str) -> TracerProvider | None:
     provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
     trace.set_tracer_provider(provider)
     return provider
+
+
+def join(carrier: Mapping[str, str | bytes]) -> None:
+    """Make the caller's trace context current for the running task, without a span of our own."""
+    context.attach(propagate.extract({k: v for k, v in carrier.items() if isinstance(v, str)}))
 
 
 def tracing() -> bool:

@@ -1,0 +1,190 @@
+"""The door: what must hold before a handler sees a request. See interceptors.py for the order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError, Message
+
+from services.chassis import call as calls
+from services.chassis import telemetry, validation
+from services.chassis.call import Call, Identity
+from services.chassis.errors import (
+    DeadlineExceededError,
+    InvalidArgumentError,
+    UnauthenticatedError,
+)
+from services.chassis.identity import SERVICE, AccessTable, TokenVerifier, certificate_subject
+from services.chassis.interceptors import Behaviour, Continuation, Details, rewrap
+
+_LOOKED_AT = frozenset({"authorization", "traceparent", "tracestate"})
+
+
+class _Malformed:
+    """Stands for a request whose bytes are no message of its type."""
+
+
+_MALFORMED = _Malformed()
+
+
+def _lenient(parse: Callable[[bytes], Message] | None) -> Callable[[bytes], Any]:
+    """Return a parser that does not raise: gRPC would answer UNKNOWN, with the parser's text."""
+
+    def parse_or_mark(data: bytes) -> Any:
+        try:
+            return parse(data) if parse is not None else data
+        except (DecodeError, ValueError):
+            return _MALFORMED
+
+    return parse_or_mark
+
+
+def _check(request: Any) -> None:
+    if request is _MALFORMED:
+        raise InvalidArgumentError("MESSAGE_MALFORMED", "the bytes are no message of this method")
+    if isinstance(request, Message):
+        validation.check(request)
+
+
+async def _checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        _check(request)
+        yield request
+
+
+@asynccontextmanager
+async def _limited(until: float) -> AsyncIterator[None]:
+    """End the work at a time on time.monotonic()'s scale, as gRPC does for the caller's own."""
+    try:
+        async with asyncio.timeout(until - time.monotonic()) as scope:
+            yield
+    except TimeoutError:
+        if scope.expired():
+            raise DeadlineExceededError(
+                "DEADLINE_EXCEEDED", "the call came without a deadline and took too long"
+            ) from None
+        raise
+
+
+async def _until(responses: AsyncIterator[Any], until: float) -> AsyncIterator[Any]:
+    while True:
+        async with _limited(until):
+            try:
+                response = await anext(responses)
+            except StopAsyncIteration:
+                return
+        yield response
+
+
+class Door(grpc.aio.ServerInterceptor):
+    """Identity, deadline and validation, in the order of the statements in `_enter`."""
+
+    def __init__(
+        self, verifier: TokenVerifier, table: AccessTable, default_deadline_s: float
+    ) -> None:
+        self._verifier = verifier
+        self._table = table
+        self._default = default_deadline_s
+        self._traced = telemetry.tracing()
+
+    async def intercept_service(  # type: ignore[override]
+        self, continuation: Continuation, handler_call_details: Details
+    ) -> Any:
+        """Wrap the handler."""
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        metadata = handler_call_details.invocation_metadata
+        streamed = bool(handler.request_streaming)
+
+        def enter(request: Any, context: grpc.aio.ServicerContext) -> tuple[Any, float | None]:
+            limit = self._enter(method, metadata, context)
+            if streamed:
+                return _checked(request), limit
+            _check(request)
+            return request, limit
+
+        def one(inner: Behaviour) -> Behaviour:
+            async def serve(request: Any, context: grpc.aio.ServicerContext) -> Any:
+                request, limit = enter(request, context)
+                if limit is None:
+                    return await inner(request, context)
+                async with _limited(time.monotonic() + limit):
+                    return await inner(request, context)
+
+            return serve
+
+        def many(inner: Behaviour) -> Behaviour:
+            async def serve(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+                request, limit = enter(request, context)
+                async with aclosing(inner(request, context)) as responses:
+                    source = responses
+                    if limit is not None:
+                        source = _until(responses, time.monotonic() + limit)
+                    async for response in source:
+                        yield response
+
+            return serve
+
+        return rewrap(
+            handler,
+            one=one,
+            many=many,
+            parse=_lenient(handler.request_deserializer),
+            serialize=handler.response_serializer,
+        )
+
+    def _enter(
+        self,
+        method: str,
+        metadata: Sequence[tuple[str, str | bytes]],
+        context: grpc.aio.ServicerContext,
+    ) -> float | None:
+        """Let the call in, or raise. Return the seconds it may take if the caller did not say."""
+        sent = {key: value for key, value in metadata if key in _LOOKED_AT}
+        if "traceparent" in sent and not self._traced:
+            telemetry.join(sent)
+        identity = self._authenticate(method, sent.get("authorization", ""), context)
+        left = context.time_remaining()
+        limit = None
+        if left is None:
+            left = self._default
+            # What is open to all, such as a health watch, may last.
+            limit = None if self._table.open_to_all(method) else left
+        if left <= 0:
+            raise DeadlineExceededError("DEADLINE_EXCEEDED", "the caller's time is up")
+        calls.enter(Call(method, identity, time.monotonic() + left))
+        return limit
+
+    def _authenticate(
+        self, method: str, token: str | bytes, context: grpc.aio.ServicerContext
+    ) -> Identity:
+        if self._table.open_to_all(method):
+            return Identity("anyone")
+        certified = certificate_subject(context.auth_context())
+        if token:
+            if isinstance(token, bytes) or not token.startswith("Bearer "):
+                raise UnauthenticatedError("TOKEN_INVALID", "authorization is no bearer token")
+            identity = self._verifier.verify(token[7:])
+            if (
+                certified is not None
+                and certified != identity.subject
+                and identity.subject.startswith(SERVICE)
+            ):
+                # With mTLS a stolen token alone does not make anyone a service.
+                raise UnauthenticatedError(
+                    "IDENTITY_MISMATCH", "the token names another service than the certificate"
+                )
+        elif certified is not None:
+            identity = Identity(certified)
+        else:
+            raise UnauthenticatedError("TOKEN_MISSING", "no identity came with the call")
+        self._table.check(method, identity)
+        return identity
