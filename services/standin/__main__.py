@@ -9,6 +9,7 @@ import sys
 
 from pydantic import ValidationError
 
+from services.standin import spans
 from services.standin.app import StandIn
 from services.standin.engine import ModelLoadError
 from services.standin.settings import Settings
@@ -43,7 +44,8 @@ def main() -> int:
         sys.stderr.write(f"the stand-in vendor can't start: {error}\n")
         return _MISCONFIGURED
     try:
-        asyncio.run(_serve(standin))
+        with spans.exporting():
+            asyncio.run(_serve(standin))
     except OSError as error:
         sys.stderr.write(f"the stand-in vendor can't start: {error}\n")
         return 1

@@ -14,6 +14,11 @@ CLIENT_GONE = 499  # no answer was possible: the caller left, or the fault was t
 _SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "x-api-key"})
 
 
+def plain(amount: Decimal) -> str:
+    """An amount without exponent and without zeros that say nothing."""
+    return format(amount.normalize() if amount else Decimal(0), "f")
+
+
 @dataclass(slots=True)
 class Entry:
     """One request that arrived.
@@ -53,7 +58,7 @@ class Entry:
             "model": self.model,
             "status": self.status,
             "fault": self.fault,
-            "cost_usd": str(self.cost_usd),
+            "cost_usd": plain(self.cost_usd),
             "body_size": len(self.body),
             "body_sha256": hashlib.sha256(self.body).hexdigest(),
             "body_base64": base64.b64encode(self.body).decode(),
@@ -123,7 +128,7 @@ class Ledger:
             "inferences": self.inferences,
             "body_bytes": self.body_bytes,
             "answer_bytes": self.answer_bytes,
-            "billed_usd": str(self.billed_usd),
+            "billed_usd": plain(self.billed_usd),
             "by_status": {str(status): count for status, count in self.by_status.items()},
             "by_model": dict(self.by_model),
             "by_fault": dict(self.by_fault),

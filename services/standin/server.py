@@ -11,16 +11,15 @@ import struct
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import NoReturn
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from services.standin import oip
+from services.standin import oip, spans
 from services.standin.engine import Engine, UnknownModelError
 from services.standin.faults import FAULT_HEADER, Fault, Schedule
-from services.standin.ledger import CLIENT_GONE, Entry, Ledger
+from services.standin.ledger import CLIENT_GONE, Entry, Ledger, plain
 from services.standin.settings import Settings
 
 COST_HEADER = "x-standin-cost-usd"
@@ -148,6 +147,12 @@ class Public:
     async def _infer(self, request: web.Request) -> web.StreamResponse:
         entry: Entry = request[_ENTRY]
         entry.model = request.match_info["model"]
+        with spans.inference(request.headers, entry.model) as span:
+            reply = await self._infer_traced(request, entry)
+            span.set_attribute("http.response.status_code", reply.status)
+            return reply
+
+    async def _infer_traced(self, request: web.Request, entry: Entry) -> web.StreamResponse:
         body = await request.read()  # answers 413 by itself
         self.ledger.keep(entry, body)
         fault = self._fault(request)
@@ -176,7 +181,7 @@ class Public:
         outputs = await self.engine.run(model, asked.inputs)
         elements = sum(tensor.count for tensor in asked.inputs)
         cost = self.settings.price_per_call_usd + self.settings.price_per_element_usd * elements
-        price = format(cost.normalize() if cost else Decimal(0), "f")
+        price = plain(cost)
         reported = version
         if fault is not None and fault.kind == "version_drift":
             reported = fault.version

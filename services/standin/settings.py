@@ -32,7 +32,7 @@ class Settings(BaseSettings):
     models: Path | None = Field(
         default=None, description="Folder with <name>/<version>/model.onnx; None: `echo` only."
     )
-    price_per_call_usd: Decimal = Field(default=Decimal("0.0004"), ge=0)
+    price_per_call_usd: Decimal = Field(default=Decimal("0.00025"), ge=0)
     price_per_element_usd: Decimal = Field(
         default=Decimal(0), ge=0, description="Added for each element of the input tensors."
     )

@@ -37,7 +37,7 @@ max_data_class: internal
 models:
   - name: echo
     version: "1"
-    price: {{per_call_nanos_usd: 250000}}
+    price: {{per_call_nanos_usd: 123000}}
     candidates: [echo_remote]
     inputs: [{{name: features, datatype: FP32, shape: [-1, -1]}}]
     outputs: [{{name: features, datatype: FP32, shape: [-1, -1]}}]

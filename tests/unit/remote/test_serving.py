@@ -39,7 +39,7 @@ async def test_the_cost_is_the_vendors_own_report(remote: Remote) -> None:
     """The header that the provider file names is believed to the last digit."""
     result = await remote.one()
     assert result.metering.cost == decision_pb2.Cost(
-        currency_code="USD", nanos=400_000, basis=decision_pb2.COST_BASIS_REPORTED
+        currency_code="USD", nanos=250_000, basis=decision_pb2.COST_BASIS_REPORTED
     )
 
 
@@ -48,7 +48,7 @@ async def test_without_a_report_the_cost_is_the_catalogs_price_and_says_so(keys,
     async with start_remote(keys, tmp_path, extra="") as remote:
         result = await remote.one()
     assert result.metering.cost == decision_pb2.Cost(
-        currency_code="USD", nanos=250_000, basis=decision_pb2.COST_BASIS_ESTIMATED
+        currency_code="USD", nanos=123_000, basis=decision_pb2.COST_BASIS_ESTIMATED
     )
 
 

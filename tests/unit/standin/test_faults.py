@@ -172,7 +172,7 @@ async def test_the_bill_is_the_sum_of_the_prices_answered(vendor, admin) -> None
     await ask(vendor)
     await ask(vendor)
     await ask(vendor, "error")
-    assert (await counters(admin))["billed_usd"] == "0.0008"
+    assert (await counters(admin))["billed_usd"] == "0.0005"
 
 
 def test_rules_are_in_force_in_their_time_only() -> None:

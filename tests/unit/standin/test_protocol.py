@@ -98,12 +98,12 @@ async def test_json_comes_back_as_it_went(vendor) -> None:
     request = {"id": "a-1", "inputs": [GOOD]}
     async with vendor.post(INFER, json=request) as reply:
         answer = await reply.json()
-        assert reply.headers["x-standin-cost-usd"] == "0.0004"
+        assert reply.headers["x-standin-cost-usd"] == "0.00025"
     assert answer["id"] == "a-1"
     assert answer["model_name"] == "echo"
     assert answer["model_version"] == "1"
     assert answer["outputs"] == [GOOD]
-    assert answer["parameters"]["standin_usage"] == {"cost_usd": "0.0004", "input_elements": "2"}
+    assert answer["parameters"]["standin_usage"] == {"cost_usd": "0.00025", "input_elements": "2"}
 
 
 @pytest.mark.parametrize("datatype", DATATYPES)
