@@ -1,0 +1,1 @@
+"""The feature service: the shared feature store (Feast) at the speed of Redis."""

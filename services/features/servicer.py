@@ -1,0 +1,267 @@
+"""features.v1 over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from opentelemetry import trace
+
+from services.chassis import call as calls
+from services.chassis import errors, telemetry
+from services.chassis.clock import Clock
+from services.features.coalescer import Coalescer, Read, Row
+from services.features.definitions import DataClass, FeatureService, Output
+from services.features.inputs import Inputs, Violation, read_columns
+from services.features.online import OnlineStore
+from services.features.prepared import Live, Prepared
+from services.features.push import Pusher
+from services.features.vectors import Codec, Vectors
+from twinpath.features.v1 import features_pb2, features_pb2_grpc
+
+_tracer = trace.get_tracer(__name__)
+_LATE = "FEATURES_TIMEOUT"
+
+
+class FeaturesServicer(features_pb2_grpc.FeaturesServicer):
+    """Serves feature vectors from the online store.
+
+    Args:
+        live: The registry in force.
+        store: The online store.
+        coalescer: Shared round trips, for small requests that belong to no sampled trace.
+        codec: Feast's conversions.
+        clock: For freshness and time left.
+        pusher: Writes rows.
+        share_up_to: Requests with more keys than this get a round trip of their own.
+    """
+
+    def __init__(
+        self,
+        live: Live,
+        store: OnlineStore,
+        coalescer: Coalescer,
+        codec: Codec,
+        clock: Clock,
+        pusher: Pusher,
+        *,
+        share_up_to: int,
+    ) -> None:
+        self._live = live
+        self._store = store
+        self._coalescer = coalescer
+        self._codec = codec
+        self._clock = clock
+        self._pusher = pusher
+        self._share_up_to = share_up_to
+
+    async def GetFeatures(self, request: Any, context: object) -> features_pb2.GetFeaturesResponse:
+        """Read the features of N rows."""
+        del context
+        start = self._clock.monotonic()
+        in_force = self._live.get()
+        prepared = in_force.service(request.feature_service)
+        inputs = check_inputs(prepared.service, request)
+        with self._span(request):
+            return await self._answer(prepared, request, inputs, start)
+
+    async def _answer(
+        self, prepared: Prepared, request: Any, inputs: Inputs, start: float
+    ) -> features_pb2.GetFeaturesResponse:
+        total = len(request.rows)
+        faults: dict[int, errors.ServiceError] = {
+            row: errors.InvalidArgumentError(
+                "ENTITY_KEY_INVALID", "the row's columns can't be used", violations=violations
+            )
+            for row, violations in inputs.faults.items()
+        }
+        # Rows that can be answered, when not all can.
+        places = [row for row in range(total) if row not in faults] if faults else None
+        if places is not None:
+            inputs = _only(inputs, places)
+        count = total if places is None else len(places)
+        vectors = Vectors(prepared, self._codec, 0, count)
+        rows: Sequence[Sequence[Row]] = [[] for _ in prepared.groups]
+        if count:
+            reads = [Read(g.fields, g.encode(inputs.keys, count)) for g in prepared.groups]
+            rows = await self._read(reads, _time_left(request, start, self._clock))
+        vectors.now_us = self._clock.unix_us()
+        vectors.read(rows)
+        if prepared.service.on_demand:
+            work = vectors.compute(inputs)
+            if all(view.native for view in prepared.service.on_demand):
+                work()
+            else:
+                await asyncio.to_thread(work)
+        response = features_pb2.GetFeaturesResponse(data_class=_wire(prepared.service.data_class))
+        response.lineage.CopyFrom(prepared.lineage)
+        vectors.write(response, places, total)
+        for number, fault in vectors.faults.items():
+            faults[number if places is None else places[number]] = fault
+        self._expire(request, start, faults)
+        for number, row in enumerate(request.rows):
+            result = response.rows.add(id=row.id)
+            if number in faults:
+                result.status.CopyFrom(errors.to_status(faults[number]))
+        return response
+
+    def _expire(self, request: Any, start: float, faults: dict[int, errors.ServiceError]) -> None:
+        elapsed_us = (self._clock.monotonic() - start) * 1e6
+        for number, row in enumerate(request.rows):
+            if 0 < row.time_left_us < elapsed_us:
+                faults[number] = errors.DeadlineExceededError(_LATE, "the row's time is up")
+
+    async def _read(self, reads: Sequence[Read], time_left: float) -> list[list[Row]]:
+        try:
+            async with asyncio.timeout(time_left):
+                if self._alone(reads):
+                    return await self._store.fetch(reads)
+                return await self._coalescer.read(reads)
+        except TimeoutError:
+            raise errors.DeadlineExceededError(
+                _LATE, "the online feature store did not answer in the caller's time"
+            ) from None
+
+    def _alone(self, reads: Sequence[Read]) -> bool:
+        """Tell whether these reads get a round trip of their own.
+
+        Large ones would hold up the others; those of a sampled trace must show as its own.
+        """
+        if trace.get_current_span().get_span_context().trace_flags.sampled:
+            return True
+        return sum(len(read.keys) for read in reads) > self._share_up_to
+
+    @staticmethod
+    def _span(request: Any) -> AbstractContextManager[Any]:
+        """Return a span that joins the rows' own traces; none where nothing is traced.
+
+        A single row with a trace of its own is that trace's; of several, the call's span links
+        to each.
+        """
+        if not telemetry.tracing():
+            return nullcontext()
+        traced = [row.trace for row in request.rows if row.trace.traceparent]
+        if not traced:
+            return nullcontext()
+        if len(request.rows) == 1:
+            here = trace.get_current_span().get_span_context()
+            theirs = telemetry.extract(traced[0])
+            if trace.get_current_span(theirs).get_span_context().trace_id == here.trace_id:
+                return nullcontext()
+            return _tracer.start_as_current_span("features.get", context=theirs)
+        links = [
+            trace.Link(trace.get_current_span(telemetry.extract(item)).get_span_context())
+            for item in traced[:128]
+        ]
+        return _tracer.start_as_current_span("features.get", links=links)
+
+    async def Push(self, request: Any, context: object) -> features_pb2.PushResponse:
+        """Write rows of a push source."""
+        del context
+        in_force = self._live.get()
+        source = in_force.push_source(request.push_source)
+        call = calls.current()
+        try:
+            async with asyncio.timeout(call.time_left() if call else None):
+                written, older = await self._pusher.push(
+                    source, in_force.registry.project, request.columns
+                )
+        except TimeoutError:
+            raise errors.DeadlineExceededError(
+                _LATE, "the online feature store did not answer in the caller's time"
+            ) from None
+        return features_pb2.PushResponse(written=written, older=older)
+
+    async def Describe(self, request: Any, context: object) -> features_pb2.DescribeResponse:
+        """Describe one feature service, or all."""
+        del context
+        in_force = self._live.get()
+        names = [request.feature_service] if request.feature_service else sorted(in_force.services)
+        response = features_pb2.DescribeResponse(registry_version=in_force.registry.version)
+        response.feature_services.extend(_describe(in_force.service(name)) for name in names)
+        return response
+
+
+def check_inputs(service: FeatureService, request: Any) -> Inputs:
+    """Return a request's join keys and request fields.
+
+    Raises:
+        InvalidArgumentError: naming every missing, unknown or wrong one.
+    """
+    inputs = Inputs()
+    rows = len(request.rows)
+    inputs.keys, wrong = read_columns(
+        service.join_keys,
+        request.join_keys,
+        rows,
+        "join_keys",
+        nullable=False,
+        faults=inputs.faults,
+    )
+    inputs.requests, more = read_columns(
+        service.request_fields,
+        request.request_fields,
+        rows,
+        "request_fields",
+        nullable=True,
+        faults=inputs.faults,
+    )
+    violations: list[Violation] = [*wrong, *more]
+    if violations:
+        raise errors.InvalidArgumentError(
+            "FEATURE_REQUEST_INVALID",
+            f"the columns do not fit feature service {service.name!r}",
+            metadata={"feature_service": service.name},
+            violations=violations,
+        )
+    return inputs
+
+
+def _only(inputs: Inputs, rows: Sequence[int]) -> Inputs:
+    return Inputs(
+        {name: [column[row] for row in rows] for name, column in inputs.keys.items()},
+        {name: [column[row] for row in rows] for name, column in inputs.requests.items()},
+    )
+
+
+def _time_left(request: Any, start: float, clock: Clock) -> float:
+    """Return the seconds that the read may take: the latest of the rows', within the call's."""
+    call = calls.current()
+    left = call.time_left() if call is not None else float("inf")
+    if all(row.time_left_us for row in request.rows):
+        longest = max(row.time_left_us for row in request.rows) / 1e6
+        left = min(left, longest - (clock.monotonic() - start))
+    return left if left != float("inf") else 10.0
+
+
+def _describe(prepared: Prepared) -> features_pb2.FeatureServiceDescription:
+    service = prepared.service
+    fields = features_pb2.FieldDescription
+    return features_pb2.FeatureServiceDescription(
+        name=service.name,
+        join_keys=[fields(name=f.name, value_type=f.value_type) for f in service.join_keys],
+        request_fields=[
+            fields(name=f.name, value_type=f.value_type) for f in service.request_fields
+        ],
+        features=[_describe_feature(output) for output in service.outputs],
+        views=prepared.lineage.views,
+        data_class=_wire(service.data_class),
+    )
+
+
+def _describe_feature(output: Output) -> features_pb2.FeatureDescription:
+    return features_pb2.FeatureDescription(
+        view=output.view,
+        feature=output.field.name,
+        value_type=output.field.value_type,
+        ttl_seconds=output.ttl_us // 1_000_000,
+        data_class=_wire(output.tags.data_class),
+        pii=output.tags.pii,
+    )
+
+
+def _wire(data_class: DataClass) -> Any:
+    """Return the contract's enum value; its type exists in stubs only."""
+    return int(data_class)

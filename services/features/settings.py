@@ -1,0 +1,43 @@
+"""Settings of the feature service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+from pydantic_settings import SettingsConfigDict
+
+from services.chassis.settings import ServiceSettings
+from services.features.online import Topology, check_url
+
+
+class FeaturesSettings(ServiceSettings):
+    """What the feature service needs, from TWINPATH_FEATURES_… variables."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TWINPATH_FEATURES_", frozen=True, extra="ignore", populate_by_name=True
+    )
+
+    url: Annotated[str, AfterValidator(check_url)] = Field(
+        description="redis:// URL of the online store; host:port,host:port for several"
+    )
+    topology: Topology = Field(
+        default="standalone", description="what answers there: standalone, sentinel or cluster"
+    )
+    sentinel_master: str = Field(default="mymaster", description="the master's name, with Sentinel")
+    repo: Path = Field(description="folder of the Feast repo, with its feature_store.yaml")
+    refresh_interval_s: float = Field(
+        default=2.0, gt=0, le=10, description="seconds between two looks at the Feast registry"
+    )
+    redis_timeout_s: float = Field(
+        default=1.0, gt=0, description="longest wait in seconds for the online store"
+    )
+    share_up_to_keys: int = Field(
+        default=64,
+        ge=0,
+        description="requests with up to this many keys share round trips to the online store",
+    )
+    round_trip_keys: int = Field(
+        default=512, ge=1, description="a shared round trip has at most about this many keys"
+    )
