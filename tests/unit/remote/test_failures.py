@@ -244,3 +244,17 @@ async def test_a_rotated_token_is_used(remote: Remote, tmp_path) -> None:
                 if (error.reason if error else "OK") == reason:
                     break
                 await asyncio.sleep(0.1)
+
+
+async def test_our_token_is_in_no_log_no_answer_and_no_metric(remote: Remote, caplog) -> None:
+    """Planted, and searched for in all that comes out, on good ways and bad ones."""
+    from prometheus_client import REGISTRY, generate_latest
+
+    caplog.set_level("DEBUG")
+    results = [await remote.one()]
+    for fault in ("error;status=401", "reset", "garbage", "error_inside"):
+        await remote.faults({"fault": fault})
+        results.append(await remote.one())
+    assert VENDOR_TOKEN not in str(results)
+    assert VENDOR_TOKEN not in caplog.text
+    assert VENDOR_TOKEN.encode() not in generate_latest(REGISTRY)

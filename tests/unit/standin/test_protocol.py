@@ -256,3 +256,28 @@ async def test_an_answer_that_json_cannot_hold_is_an_error_not_a_lie(vendor) -> 
     async with vendor.post(INFER, data=head + nan, headers=headers) as reply:
         assert reply.status == 400
         assert "binary_data" in (await reply.json())["error"]
+
+
+def test_its_span_joins_the_callers_trace() -> None:
+    """Headers in any case; without them the span begins a trace of its own."""
+    from opentelemetry import context, trace
+
+    from services.standin import spans
+
+    seen = []
+    start = spans._tracer.start_as_current_span
+
+    class Tracer:
+        def start_as_current_span(self, name, parent: context.Context, **more):
+            seen.append(trace.get_current_span(parent).get_span_context().trace_id)
+            return start(name, parent, **more)
+
+    original, spans._tracer = spans._tracer, Tracer()
+    try:
+        with spans.inference({"Traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01"}, "echo"):
+            pass
+        with spans.inference({}, "echo"):
+            pass
+    finally:
+        spans._tracer = original
+    assert seen == [int("a" * 32, 16), 0]
