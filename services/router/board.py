@@ -1,5 +1,6 @@
 """What is known about every candidate at this moment: readiness, breaker, measured latency.
 
+The pure modules decide (breaker, estimator, budget); the board owns one of each for a candidate.
 Readiness comes from the paths' own descriptions, asked for in the background; a path that does
 not answer makes its candidates not ready, and nothing else waits for it.
 """
@@ -9,17 +10,57 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import grpc
 
 from services.chassis.clock import Clock
 from services.chassis.errors import ServiceError
+from services.router.breaker import Breaker, Permit
+from services.router.budget import RetryBudget
 from services.router.catalog import Catalog, Task
-from services.router.plan import Breaker, Candidate, State
+from services.router.estimator import LatencyEstimator
+from services.router.plan import Candidate, State
 from services.router.ports import Inference
 from twinpath.inference.v1 import inference_pb2
 
 log = logging.getLogger(__name__)
 
 Key = tuple[str, str, str, str]  # path, provider, model, version
+
+
+# The one place that says which errors are the target's fault. All others tell nothing about its
+# health: a bad request stays bad everywhere.
+_INFRASTRUCTURE = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.DATA_LOSS,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.ABORTED,
+    }
+)
+
+
+def is_infrastructure(error: ServiceError) -> bool:
+    """Tell whether an error says that the target, not the request, is at fault."""
+    return error.code in _INFRASTRUCTURE
+
+
+@dataclass(slots=True)
+class Gauge:
+    """What is measured of one candidate."""
+
+    breaker: Breaker = field(default_factory=Breaker)
+    estimator: LatencyEstimator = field(default_factory=LatencyEstimator)
+    budget: RetryBudget = field(default_factory=RetryBudget)
+    in_flight: int = 0
+
+
+def _key(candidate: Candidate) -> Key:
+    return (candidate.path, candidate.provider, candidate.model, candidate.version)
 
 
 class Board:
@@ -32,6 +73,8 @@ class Board:
         self._models: dict[str, dict[Key, inference_pb2.ModelDescription]] = {}
         self._down: dict[str, str] = dict.fromkeys(paths, "it has not answered yet")
         self._candidates: dict[int, tuple[Task, tuple[Candidate, ...]]] = {}
+        self._gauges: dict[Key, Gauge] = {}
+        self.drained: frozenset[str] = frozenset()
 
     def candidates(self, task: Task) -> tuple[Candidate, ...]:
         """Return the candidates of a task, made once for each version of it."""
@@ -48,6 +91,8 @@ class Board:
                 region=spec.region,
                 preference=place,
                 cost_nanos=spec.cost_nanos_usd,
+                quality=spec.quality,
+                slow_after_s=spec.slow_after_s,
                 facts={
                     "id": spec.id,
                     "path": spec.path,
@@ -65,28 +110,80 @@ class Board:
         self._candidates[id(task)] = (task, made)
         return made
 
-    def state(self, candidate: Candidate) -> State:
-        """Return a candidate's state."""
+    def gauge(self, candidate: Candidate) -> Gauge:
+        """Return what is measured of a candidate, the same for every task that names it."""
+        gauge = self._gauges.get(_key(candidate))
+        if gauge is None:
+            gauge = self._gauges[_key(candidate)] = Gauge()
+        return gauge
+
+    def _ready(self, candidate: Candidate) -> str:
+        """Return why a candidate is not ready; empty when it is."""
         down = self._down.get(candidate.path)
         if down is not None:
-            return State(ready=False, reason=f"the {candidate.path} path is away: {down}")
-        key = (candidate.path, candidate.provider, candidate.model, candidate.version)
-        model = self._models.get(candidate.path, {}).get(key)
+            return f"the {candidate.path} path is away: {down}"
+        model = self._models.get(candidate.path, {}).get(_key(candidate))
         if model is None:
             name = f"{candidate.model} version {candidate.version}"
-            return State(ready=False, reason=f"the {candidate.path} path does not know {name}")
+            return f"the {candidate.path} path does not know {name}"
         if model.state != inference_pb2.MODEL_STATE_READY:
-            return State(ready=False, reason=model.state_reason or "it is not ready")
-        return State(ready=True, breaker=Breaker.CLOSED)
+            return model.state_reason or "it is not ready"
+        return ""
 
-    def states(self, candidates: tuple[Candidate, ...]) -> dict[str, State]:
+    def state(self, candidate: Candidate, size_class: int = 0) -> State:
+        """Return a candidate's state for inputs of a size class."""
+        reason = self._ready(candidate)
+        gauge = self.gauge(candidate)
+        now = self._clock.monotonic()
+        return State(
+            ready=not reason,
+            reason=reason,
+            breaker=gauge.breaker.state(now),
+            admits=gauge.breaker.admits(now),
+            drained=candidate.path in self.drained,
+            p50=gauge.estimator.p50(now, size_class),
+            p95=gauge.estimator.p95(now, size_class),
+            in_flight=gauge.in_flight,
+        )
+
+    def states(self, candidates: tuple[Candidate, ...], size_class: int = 0) -> dict[str, State]:
         """Return the state of each candidate, by id."""
-        return {candidate.id: self.state(candidate) for candidate in candidates}
+        return {candidate.id: self.state(candidate, size_class) for candidate in candidates}
 
-    def failed(self, candidate: Candidate, error: ServiceError) -> None:
-        """Note that a path as a whole did not answer an attempt; the next look corrects it."""
-        if error.reason == "PATH_UNREACHABLE":
+    def begin(self, candidate: Candidate) -> Permit | None:
+        """Take leave for one call; None when the breaker has changed its mind since the plan."""
+        gauge = self.gauge(candidate)
+        permit = gauge.breaker.acquire(self._clock.monotonic())
+        if permit is not None:
+            gauge.in_flight += 1
+        return permit
+
+    def end(
+        self,
+        candidate: Candidate,
+        permit: Permit,
+        *,
+        seconds: float,
+        size_class: int,
+        error: ServiceError | None,
+        slow_after_s: float,
+    ) -> None:
+        """Report how a call went."""
+        gauge = self.gauge(candidate)
+        gauge.in_flight -= 1
+        now = self._clock.monotonic()
+        ok = error is None or not is_infrastructure(error)
+        gauge.breaker.record(permit, now, ok=ok, slow=seconds > slow_after_s)
+        if error is None or error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            gauge.estimator.observe(now, size_class, seconds)
+        if error is not None and error.reason == "PATH_UNREACHABLE":
             self._down[candidate.path] = error.message
+
+    def abandon(self, candidate: Candidate, permit: Permit) -> None:
+        """Report that a call was cancelled: it says nothing about its target."""
+        gauge = self.gauge(candidate)
+        gauge.in_flight -= 1
+        gauge.breaker.abandon(permit)
 
     def is_down(self, path: str) -> bool:
         """Tell whether a path as a whole does not answer."""

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from services.chassis.files import FileError, digest_of, read_model
+from services.router.objective import Objective
 from services.router.policy import Policy, PolicyFile, compile_policy
 from twinpath.inference import tensors
 
@@ -105,6 +106,8 @@ class CandidateSpec(_Strict):
     provider: str = ""
     region: str = ""
     cost_nanos_usd: int = Field(default=0, ge=0, description="expected cost of one call")
+    quality: float = Field(default=0.5, ge=0, le=1, description="from the model card, 1 is best")
+    slow_after_s: float = Field(default=1.0, gt=0, description="a call that takes longer is slow")
     approvals: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
@@ -112,6 +115,32 @@ class CandidateSpec(_Strict):
         if (self.path == "remote") != bool(self.provider):
             raise ValueError("a remote candidate names its provider, a local one does not")
         return self
+
+
+Criterion = Literal["preference", "latency", "cost", "quality", "load"]
+
+
+class ObjectiveSpec(_Strict):
+    """In which order admitted candidates are tried; see services/router/objective.py."""
+
+    order: tuple[Criterion, ...] = Field(default=("preference",), min_length=1)
+    weights: dict[Criterion, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    explore: float = Field(default=0.0, ge=0, le=0.05, description="share of requests that explore")
+
+    def plain(self) -> Objective:
+        """Return it as the plan takes it."""
+        weights = {str(name): weight for name, weight in self.weights.items()}
+        return Objective(self.order, weights, self.explore)
+
+
+class ResilienceSpec(_Strict):
+    """What is tried when a candidate fails or is slow."""
+
+    retries: int = Field(default=1, ge=0, le=3, description="more attempts on one candidate")
+    hedge: bool = Field(default=False, description="ask the next candidate when the first is slow")
+    attempt_share: float = Field(
+        default=0.6, gt=0, le=1, description="share of the time left that a non-last attempt gets"
+    )
 
 
 class Task(_Strict):
@@ -128,9 +157,8 @@ class Task(_Strict):
     inputs: list[InputSpec] = Field(min_length=1)
     outputs: list[OutputSpec] = Field(min_length=1)
     candidates: list[CandidateSpec] = Field(min_length=1)
-    attempt_share: float = Field(
-        default=0.6, gt=0, le=1, description="share of the time left that a non-last attempt gets"
-    )
+    objective: ObjectiveSpec = Field(default_factory=ObjectiveSpec)
+    resilience: ResilienceSpec = Field(default_factory=ResilienceSpec)
 
     @field_validator("candidates")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from contextlib import AsyncExitStack
 from importlib import metadata
 
@@ -14,11 +15,13 @@ from services.chassis.channels import connect
 from services.chassis.clock import SystemClock
 from services.chassis.errors import UnavailableError
 from services.chassis.run import Mount, Service
+from services.router.attempt import Attempter
 from services.router.board import Board
 from services.router.catalog import CatalogKeeper
 from services.router.clients import AuditClient, FeaturesClient, InferenceClient, RedisClaims
 from services.router.dispatch import Dispatcher
 from services.router.grants import GrantSigner
+from services.router.limiter import Limiter, LimiterConfig
 from services.router.pipeline import CatalogView, Pipeline
 from services.router.ports import Inference
 from services.router.servicer import RouterServicer
@@ -59,10 +62,17 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
         audit=AuditClient(audit_channel),
         claims=RedisClaims(state),
         board=board,
-        dispatcher=Dispatcher(paths, board, signer, clock),
+        dispatcher=Dispatcher(Attempter(paths, board, signer, clock), board, clock, random.random),
         clock=clock,
         code_version=metadata.version("twinpath"),
-        max_in_flight=settings.max_in_flight,
+        limiter=Limiter(
+            LimiterConfig(
+                initial=min(128, settings.max_in_flight),
+                minimum=min(32, settings.max_in_flight),
+                maximum=settings.max_in_flight,
+            )
+        ),
+        random=random.random,
     )
 
     async def ping_channel(target: grpc.aio.Channel, name: str) -> None:

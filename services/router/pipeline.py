@@ -17,6 +17,7 @@ from services.chassis.call import Call
 from services.chassis.clock import Clock
 from services.chassis.errors import (
     AbortedError,
+    DeadlineExceededError,
     FailedPreconditionError,
     NotFoundError,
     PermissionDeniedError,
@@ -26,10 +27,13 @@ from services.chassis.errors import (
 )
 from services.router import records
 from services.router.assemble import assemble, read_request
+from services.router.attempt import Answer, Errand
 from services.router.board import Board
 from services.router.catalog import Catalog
 from services.router.decision import Decision, digest_of_request, keyed_id
-from services.router.dispatch import Answer, Dispatcher
+from services.router.dispatch import Dispatcher
+from services.router.estimator import size_class
+from services.router.limiter import Limiter, Outcome, Priority, Refusal
 from services.router.outputs import check_outputs
 from services.router.plan import Kind, Plan, make_plan
 from services.router.ports import Audit, Claims, FeatureQuery, Features, FeatureVector
@@ -67,7 +71,8 @@ class Pipeline:
         dispatcher: Dispatcher,
         clock: Clock,
         code_version: str,
-        max_in_flight: int,
+        limiter: Limiter,
+        random: Callable[[], float],
     ) -> None:
         self._catalog = catalog
         self._features = features
@@ -77,8 +82,8 @@ class Pipeline:
         self._dispatcher = dispatcher
         self._clock = clock
         self._code_version = code_version
-        self._max_in_flight = max_in_flight
-        self._in_flight = 0
+        self._limiter = limiter
+        self._random = random
 
     async def decide(
         self, request: router_pb2.InferRequest, call: Call, item: str = ""
@@ -88,15 +93,28 @@ class Pipeline:
         Raises:
             ServiceError: as the router's proto says for each case.
         """
-        self._admit_load()
-        self._in_flight += 1
+        ticket = self._limiter.acquire(
+            self._clock.monotonic(), Priority(request.priority or Priority.NORMAL), request.task
+        )
+        if isinstance(ticket, Refusal):  # a refusal for load is a counter, not a record
+            raise ResourceExhaustedError(
+                "OVERLOADED",
+                f"{ticket.in_flight} decisions are in flight, the limit is {ticket.limit}",
+                retry_after=ticket.retry_after_s,
+            )
+        load = Outcome.IGNORED
         try:
             decision = self._admit(request, call, item)
-            if not request.idempotency_key:
-                return await self._make(decision)
-            return await self._claim(decision)
+            if request.idempotency_key:
+                return await self._claim(decision)
+            reply = await self._make(decision)
+            load = Outcome.DONE
+            return reply  # noqa: TRY300 - what follows is the load's own bookkeeping
+        except (DeadlineExceededError, ResourceExhaustedError):
+            load = Outcome.DROPPED
+            raise
         finally:
-            self._in_flight -= 1
+            self._limiter.release(ticket, self._clock.monotonic(), load)
 
     async def explain(
         self, request: router_pb2.InferRequest, call: Call
@@ -127,13 +145,6 @@ class Pipeline:
         return await self._record(decision, self._reply(decision, answer))
 
     # ---- 1. admit ---------------------------------------------------------------------------
-
-    def _admit_load(self) -> None:
-        """Refuse at once what there is no room for. A refusal for load is no record."""
-        if self._in_flight >= self._max_in_flight:
-            raise ResourceExhaustedError(
-                "OVERLOADED", "the router has no room for more requests", retry_after=0.1
-            )
 
     def _admit(self, request: router_pb2.InferRequest, call: Call, item: str) -> Decision:
         """Find the task, and read the request against its contract."""
@@ -287,11 +298,13 @@ class Pipeline:
         candidates = self._board.candidates(decision.task)
         decision.plan = make_plan(
             candidates,
-            self._board.states(candidates),
+            self._board.states(candidates, _size_class(decision)),
             decision.catalog.policy,
             decision.facts,
             only_path=_PATHS.get(request.only_path, ""),
             time_left=decision.deadline - self._clock.monotonic(),
+            objective=decision.task.objective.plain(),
+            random=self._random,
         )
         return decision.plan
 
@@ -321,7 +334,13 @@ class Pipeline:
 
         try:
             answer = await self._dispatcher.run(
-                decision, lambda outputs: check_outputs(decision.task, outputs), intent_durable
+                Errand(
+                    decision,
+                    accept=lambda outputs: check_outputs(decision.task, outputs),
+                    intent_durable=intent_durable,
+                    clock=self._clock,
+                    size_class=_size_class(decision),
+                )
             )
             await durable  # for a local call its flush overlapped; it must still be on disk
         except BaseException:
@@ -381,6 +400,11 @@ class Pipeline:
         reply.leaf_index = result.leaf_index
         reply.latency_us = int((self._clock.monotonic() - decision.started) * 1e6)
         return reply
+
+
+def _size_class(decision: Decision) -> int:
+    assert decision.assembled is not None
+    return size_class(decision.assembled.model_input.ByteSize())
 
 
 def _refusal(plan: Plan) -> ServiceError:

@@ -11,11 +11,15 @@ objective. Every reason that applies is kept, not only the first: people read pl
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from services.router.breaker import State as Breaker
+from services.router.objective import Measures, Objective, rank
 from services.router.policy import Policy
+
+_BY_PREFERENCE = Objective()
 
 
 class Kind(enum.IntEnum):
@@ -27,15 +31,6 @@ class Kind(enum.IntEnum):
     TIME = 4
     RELEASE = 5
     BUDGET = 6
-
-
-class Breaker(enum.IntEnum):
-    """Breaker states; the numbers are those of BreakerState in the contract."""
-
-    UNSPECIFIED = 0
-    CLOSED = 1
-    OPEN = 2
-    HALF_OPEN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +49,8 @@ class Candidate:
     region: str
     preference: int
     cost_nanos: int
+    quality: float
+    slow_after_s: float
     facts: Mapping[str, Any]
     facts_key: str = field(init=False)
 
@@ -68,10 +65,12 @@ class State:
 
     ready: bool
     reason: str = ""
-    breaker: Breaker = Breaker.UNSPECIFIED
+    breaker: Breaker = Breaker.CLOSED
+    admits: bool = True  # the breaker would let a call pass
     drained: bool = False
     p50: float | None = None
     p95: float | None = None
+    in_flight: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +120,17 @@ def make_plan(
     policy: Policy,
     facts: Mapping[str, Any],
     *,
-    only_path: str = "",
     time_left: float,
+    only_path: str = "",
+    objective: Objective = _BY_PREFERENCE,
+    random: Callable[[], float] = lambda: 1.0,
 ) -> Plan:
-    """Plan one request. `facts` are those of policy.REQUEST_FACTS, `time_left` is in seconds."""
-    admitted: list[tuple[float, Candidate, State]] = []
+    """Plan one request.
+
+    `facts` are those of policy.REQUEST_FACTS, `time_left` is in seconds, `random` is uniform over
+    0..1 and decides about exploration only.
+    """
+    admitted: dict[str, tuple[Candidate, State]] = {}
     refused: list[Entry] = []
     for candidate in candidates:
         state = states[candidate.id]
@@ -137,11 +142,14 @@ def make_plan(
         if reasons:
             refused.append(Entry(candidate, state, 0, tuple(reasons)))
         else:
-            admitted.append((float(candidate.preference), candidate, state))
-    admitted.sort(key=lambda item: (item[0], item[1].id))
+            admitted[candidate.id] = (candidate, state)
+    measures = [
+        Measures(c.id, c.preference, s.p50, c.cost_nanos, c.quality, s.in_flight)
+        for c, s in admitted.values()
+    ]
+    order = rank(objective, measures, random)
     ranked = [
-        Entry(candidate, state, rank, (), score)
-        for rank, (score, candidate, state) in enumerate(admitted, start=1)
+        Entry(*admitted[name], place, (), score) for place, (name, score) in enumerate(order, 1)
     ]
     refused.sort(key=lambda entry: entry.candidate.id)
     return Plan((*ranked, *refused), policy.version, facts["data_class"])
@@ -160,7 +168,7 @@ def _circumstances(
         reasons.append(Refusal(Kind.RELEASE, "drained", message))
     if not state.ready:
         reasons.append(Refusal(Kind.HEALTH, "not_ready", state.reason or "it is not ready"))
-    elif state.breaker is Breaker.OPEN:
+    elif not state.admits:
         reasons.append(Refusal(Kind.HEALTH, "breaker_open", "its last calls failed"))
     if state.p95 is not None and state.p95 > time_left:
         message = f"it needs {state.p95 * 1e3:.0f} ms (p95), {time_left * 1e3:.0f} ms are left"

@@ -36,7 +36,11 @@ class RouterSettings(ServiceSettings):
         validation_alias="TWINPATH_CATALOG", description="folder with tasks/ and policies/"
     )
     grant_key: Path = Field(description="PEM file with the Ed25519 private key that signs grants")
-    max_in_flight: int = Field(default=512, ge=1, description="decisions at once; more are refused")
+    max_in_flight: int = Field(
+        default=512,
+        ge=1,
+        description="the adaptive limit of decisions at once never goes above this",
+    )
     refresh_s: float = Field(
         default=1.0, gt=0, description="seconds between looks at the paths and the catalog's files"
     )

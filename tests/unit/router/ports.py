@@ -12,10 +12,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from services.chassis.call import Call, Identity
 from services.chassis.errors import AlreadyExistsError, ServiceError, UnavailableError, to_status
+from services.router.attempt import Attempter
 from services.router.board import Board
 from services.router.catalog import Catalog, load_catalog
 from services.router.dispatch import Dispatcher
 from services.router.grants import GrantSigner
+from services.router.limiter import Limiter, LimiterConfig
 from services.router.pipeline import CatalogView, Pipeline
 from services.router.ports import FeatureQuery, FeatureVector
 from twinpath.audit.v1 import audit_pb2, record_pb2
@@ -211,22 +213,38 @@ class World:
         paths = {"local": self.local, "remote": self.remote}
         self.board = Board(paths, self.clock, 1.0)
         self.signer = GrantSigner(self.key, self.clock)
+        self.limiter = Limiter(LimiterConfig(minimum=1, initial=64, maximum=64))
         self.pipeline = Pipeline(
             catalog=lambda: CatalogView(self.catalog, stale=False),
             features=self.features,
             audit=self.audit,
             claims=self.claims,
             board=self.board,
-            dispatcher=Dispatcher(paths, self.board, self.signer, self.clock),
+            dispatcher=Dispatcher(
+                Attempter(paths, self.board, self.signer, self.clock),
+                self.board,
+                self.clock,
+                lambda: 0.0,
+            ),
             clock=self.clock,
             code_version="test",
-            max_in_flight=64,
+            limiter=self.limiter,
+            random=lambda: 1.0,
         )
 
     def call(self, left_s: float = 5.0, subject: str = "alice") -> Call:
         """A call with its deadline on the fake clock; far away on the real one."""
         del left_s
         return Call("/m", Identity(subject, "", frozenset({"caller"})), self.clock.now + 1e9)
+
+    def short(self, call: Call) -> Call:
+        """The same call with a door that does not look at the real clock."""
+
+        class Open(Call):
+            def check_deadline(self) -> None:
+                return
+
+        return Open(call.method, call.identity, call.deadline)
 
     async def decide(self, task: str = "diabetes_progression", **more: Any) -> Any:
         """Make one decision."""

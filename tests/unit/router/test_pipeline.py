@@ -16,6 +16,7 @@ from services.chassis.errors import (
     ServiceError,
     UnavailableError,
 )
+from services.router.limiter import Priority
 from tests.unit.router.ports import World, answer, ask, failure
 from twinpath.common.v1 import context_pb2, decision_pb2
 from twinpath.inference import digest
@@ -291,7 +292,8 @@ async def test_a_value_that_is_no_number_is_refused() -> None:
 async def test_more_than_the_limit_is_refused_at_once() -> None:
     """Beyond the limit in flight a request is refused with a time to come back."""
     world = World()
-    world.pipeline._max_in_flight = 0
+    for _ in range(world.limiter.limit):
+        world.limiter.acquire(world.clock.now, Priority.INTERACTIVE)
     with pytest.raises(ResourceExhaustedError) as caught:
         await world.decide()
     assert caught.value.retry_after
@@ -317,4 +319,5 @@ async def test_every_failed_attempt_is_in_the_failed_record() -> None:
         await world.decide()
     assert caught.value.reason == "ALL_CANDIDATES_FAILED"
     record = world.audit.log[-1].record
-    assert [a.reason for a in record.attempts] == ["TRITON_UNAVAILABLE", "VENDOR_GARBAGE"]
+    reasons = [a.reason for a in record.attempts]
+    assert reasons == ["TRITON_UNAVAILABLE", "VENDOR_GARBAGE", "VENDOR_GARBAGE"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.router.breaker import State as Breaker
 from services.router.catalog import load_catalog
-from services.router.plan import Breaker, Candidate, Kind, State, make_plan
+from services.router.plan import Candidate, Kind, State, make_plan
 from tests.unit.router.ports import CATALOG
 
 POLICY = load_catalog(CATALOG).policy
@@ -27,7 +28,7 @@ def candidate(
         "region": region,
         "approvals": list(approvals),
     }
-    return Candidate(name, path, name, "1", provider, region, preference, 0, facts)
+    return Candidate(name, path, name, "1", provider, region, preference, 0, 0.5, 1.0, facts)
 
 
 def facts(data_class: int = 2, **more: object) -> dict[str, object]:
@@ -49,6 +50,7 @@ STATES = st.builds(
     State,
     ready=st.booleans(),
     breaker=st.sampled_from(list(Breaker)),
+    admits=st.booleans(),
     drained=st.booleans(),
     p95=st.one_of(st.none(), st.floats(0, 10)),
 )
@@ -98,7 +100,7 @@ def test_every_reason_is_kept() -> None:
 def test_an_open_breaker_excludes_and_is_no_refusal_by_policy() -> None:
     """A candidate whose breaker is open gets no rank, and the request is not REFUSED for it."""
     only = candidate("a", "local")
-    state = State(ready=True, breaker=Breaker.OPEN)
+    state = State(ready=True, breaker=Breaker.OPEN, admits=False)
     plan = make_plan([only], {"a": state}, POLICY, facts(), time_left=1.0)
     assert not plan.admitted
     assert plan.entries[0].refusals[0].rule == "breaker_open"
