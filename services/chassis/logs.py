@@ -34,10 +34,15 @@ class JsonFormatter(logging.Formatter):
         if span.is_valid:
             line["trace_id"] = f"{span.trace_id:032x}"
             line["span_id"] = f"{span.span_id:016x}"
-        line.update({k: v for k, v in vars(record).items() if k not in _STANDARD})
+        for name, value in vars(record).items():
+            if name not in _STANDARD:
+                line.setdefault(name, value)  # an extra never replaces what the line is about
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        try:
+            return json.dumps(line, default=str, ensure_ascii=False, allow_nan=False)
+        except ValueError:  # NaN or infinity, which JSON does not know
+            return json.dumps({name: str(value) for name, value in line.items()})
 
 
 def setup(service: str, level: str) -> None:
