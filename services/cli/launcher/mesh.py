@@ -26,8 +26,6 @@ from services.cli.tracing.collector import Collector
 
 _READY_S = 90.0
 _GRACE_S = 8.0
-# Started together, because none of them waits for another one.
-_SERVERS = ("state", "features-store", "triton", "standin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +108,11 @@ class Mesh:
         await ground.make_models(layout, self._progress)
         self._wiring = self._wire()
         self.processes = self._make_processes()
-        first = [name for name in (*_SERVERS, "audit") if name in self.processes]
-        # The store has to answer before features go in; Triton takes its time meanwhile.
-        stores = [name for name in first if name == "features-store"]
-        await self._start_all(stores)
-        rest = self._start_all([name for name in first if name not in stores])
-        await together(rest, self.fill_store())
-        await self._start_all(["features", "local", "remote"])
+        # The store has to answer before features go in. All else may start meanwhile: a service
+        # whose dependency is not there yet waits for it, NOT_SERVING. The router comes last.
+        await self._start_all([name for name in ("features-store",) if name in self.processes])
+        rest = [name for name in self.processes if name not in ("features-store", "router")]
+        await together(self._start_all(rest), self.fill_store())
         await self._start_all(["router"])
         self._describe()
 

@@ -1,0 +1,105 @@
+"""Erasure, backup and restore."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.cli import client, console
+from services.cli.audit import options as opt
+from services.cli.audit.offline import Key, load_keys
+from twinpath.audit.v1 import audit_pb2
+
+Directory = Annotated[Path, typer.Argument(help="The log's folder, with log/ and payloads/.")]
+Store = Annotated[
+    Path | None, typer.Option("--key-store", help="The subjects' keys: take them along.")
+]
+
+
+def erase(
+    entity: opt.Entity = None,
+    entity_type: opt.EntityType = "",
+    tenant: opt.Tenant = "",
+    reason: Annotated[str, typer.Option(help="Why; it stands in the record.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+) -> None:
+    """Destroy a subject's keys: payloads, digests and the link to the log go out of reach.
+
+    The log still verifies, and the erasure is itself a record. It can't be undone.
+    """
+    who = opt.subject(entity, entity_type, tenant)
+    if not reason:
+        raise typer.BadParameter("say why", param_hint="--reason")
+    if not yes:
+        typer.confirm("This can't be undone. Destroy the keys?", abort=True)
+    request = audit_pb2.EraseRequest(subject=who, reason=reason)
+
+    async def work(mesh: client.Connection) -> audit_pb2.EraseResponse:
+        from twinpath.audit.v1 import audit_pb2_grpc  # noqa: PLC0415 - heavy
+
+        async with mesh.channel("audit", role="privacy_officer") as channel:
+            answer: audit_pb2.EraseResponse = await audit_pb2_grpc.AuditStub(channel).Erase(request)
+            return answer
+
+    answer = client.run("twinpath audit erase", work)
+    console.out.print(
+        f"[bold]erased[/]  {answer.records} records are about nobody now; the erasure is "
+        f"{answer.erasure_id}, leaf {answer.leaf_index}"
+    )
+    console.out.print("Not reached from here, and to be seen to:")
+    for copy in answer.not_reached:
+        console.out.print(f"  - {copy}", markup=False)
+
+
+def backup(
+    directory: Directory,
+    target: Annotated[Path, typer.Argument(help="An empty folder.")],
+    key_store: Store = None,
+    key: Key = None,
+) -> None:
+    """Copy the log, while it runs or not, and verify the copy."""
+    from services.audit.backup import BackupError, make_backup  # noqa: PLC0415 - heavy
+
+    try:
+        copied = make_backup(directory, target, load_keys(key), key_store)
+    except BackupError as error:
+        console.show_problem("no backup", str(error))
+        raise typer.Exit(1) from None
+    keys = ", and the subjects' keys" if copied.with_keys else ""
+    console.out.print(
+        f"[bold green]verified copy[/]  {copied.report.size} records, {copied.payloads} payloads"
+        f"{keys} in {target}"
+    )
+
+
+def restore(
+    source: Annotated[Path, typer.Argument(help="What `backup` wrote.")],
+    directory: Annotated[Path, typer.Argument(help="The log's new folder; empty.")],
+    key_store: Store = None,
+    newer_log: Annotated[
+        Path | None,
+        typer.Option(help="A newer copy of the log, whose erasures count here too."),
+    ] = None,
+    key: Key = None,
+) -> None:
+    """Put a backup back, verify it, and replay erasures."""
+    from services.audit import erasures  # noqa: PLC0415 - heavy
+    from services.audit.backup import BackupError  # noqa: PLC0415 - heavy
+    from services.audit.backup import restore as put_back  # noqa: PLC0415 - heavy
+
+    keys = load_keys(key)
+    try:
+        copied = put_back(source, directory, keys, key_store)
+    except BackupError as error:
+        console.show_problem("not restored", str(error))
+        raise typer.Exit(1) from None
+    console.out.print(
+        f"[bold green]restored and verified[/]  {copied.report.size} records, "
+        f"{copied.payloads} payloads in {directory}"
+    )
+    if key_store is not None:
+        logs = [directory] if newer_log is None else [directory, newer_log]
+        count = erasures.replay(logs, key_store)
+        console.out.print(f"{count} erasures replayed on {key_store}")

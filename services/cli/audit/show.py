@@ -1,0 +1,153 @@
+"""Records as people read them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from google.protobuf.json_format import MessageToDict
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from services.cli import console, render
+from services.cli.tracing.tree import duration
+from twinpath.audit.v1 import audit_pb2, record_pb2
+from twinpath.common.v1 import context_pb2, decision_pb2
+
+_STYLES = {
+    record_pb2.RECORD_KIND_OUTCOME: "green",
+    record_pb2.RECORD_KIND_REFUSED: "yellow",
+    record_pb2.RECORD_KIND_FAILED: "red",
+    record_pb2.RECORD_KIND_ABANDONED: "red",
+    record_pb2.RECORD_KIND_ERASURE: "magenta",
+    record_pb2.RECORD_KIND_OVERRIDE: "magenta",
+}
+
+
+def kind_name(kind: int) -> str:
+    """`INTENT`, `OUTCOME`, ..."""
+    return record_pb2.RecordKind.Name(kind).removeprefix("RECORD_KIND_")
+
+
+def when(unix_us: int) -> str:
+    """A time in UTC."""
+    return datetime.fromtimestamp(unix_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] + "Z"
+
+
+def lines(records: Iterable[audit_pb2.StoredRecord]) -> None:
+    """Print one JSON object a line."""
+    for record in records:
+        print(json.dumps(MessageToDict(record, preserving_proto_field_name=True)))
+
+
+def listing(records: Iterable[audit_pb2.StoredRecord]) -> RenderableType:
+    """One line a record."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("leaf", "time", "kind", "task", "decision", "by", "notes"):
+        table.add_column(name, justify="right" if name == "leaf" else "left", overflow="fold")
+    for stored in records:
+        record = stored.record
+        table.add_row(
+            str(stored.leaf_index),
+            when(record.record_time_unix_us),
+            Text(kind_name(record.kind), style=_STYLES.get(record.kind, "")),
+            record.task or record.event.action,
+            record.decision_id,
+            Text(", ").join(render.candidate(ref) for ref in record.candidates),
+            Text(_notes(stored), style="dim"),
+        )
+    return table
+
+
+def _notes(stored: audit_pb2.StoredRecord) -> str:
+    record = stored.record
+    found = [
+        name
+        for name, holds in (
+            ("fallback", record.fallback),
+            ("cached", record.cached),
+            ("replay", bool(record.replay_of)),
+            ("subject erased", stored.erased),
+            (record.reason, bool(record.reason)),
+            (f"arm {record.arm}", bool(record.arm)),
+        )
+        if holds
+    ]
+    return ", ".join(found)
+
+
+def detail(stored: audit_pb2.StoredRecord) -> RenderableType:
+    """Everything that one record says, but the plan."""
+    record = stored.record
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    title = Text(f"{kind_name(record.kind)}  leaf {stored.leaf_index}", style="bold")
+    table.add_row("decision", record.decision_id)
+    table.add_row("recorded", when(record.record_time_unix_us))
+    for name, value in (
+        ("task", record.task),
+        ("caller", " ".join(filter(None, (record.caller.tenant, record.caller.identity)))),
+        ("purpose", record.caller.purpose),
+        ("trace", record.trace_id),
+        ("reason", record.reason),
+        ("input HMAC", record.input_hmac.hex()),
+        ("output HMAC", record.output_hmac.hex()),
+        ("filters", ", ".join(record.filters_applied)),
+        ("replay of", record.replay_of),
+        ("notes", _notes(stored)),
+    ):
+        if value:
+            table.add_row(name, value)
+    if record.data_class:
+        table.add_row("data class", render.data_class_name(record.data_class))
+    if record.subject:
+        erased = "  (erased: this means nobody any more)" if stored.erased else ""
+        table.add_row("subject", f"{record.subject}{erased}")
+    for ref in record.candidates:
+        word = "answered by" if record.kind == record_pb2.RECORD_KIND_OUTCOME else "may call"
+        table.add_row(word, render.candidate(ref))
+    for number, attempt in enumerate(record.attempts, 1):
+        table.add_row(f"attempt {number}", attempt_line(attempt))
+    lineage = record.lineage
+    if lineage.feature_service:
+        views = ", ".join(view.view for view in lineage.views)
+        table.add_row("features", f"{lineage.feature_service}: {views}")
+    if lineage.code_version or lineage.catalog_version:
+        table.add_row("versions", f"code {lineage.code_version}, catalog {lineage.catalog_version}")
+    if record.HasField("event"):
+        event = record.event
+        table.add_row("done", f"{event.action} on {event.target} by {event.actor}: {event.reason}")
+    if stored.HasField("payload"):
+        payload = stored.payload
+        sizes = f"model input {len(payload.model_input)} bytes, reply {len(payload.reply)} bytes"
+        table.add_row("payload", sizes)
+    return Group(title, table)
+
+
+def attempt_line(attempt: decision_pb2.Attempt) -> Text:
+    """An attempt in one line: who, how it went, how long, what left."""
+    line = render.candidate(attempt.candidate)
+    ok = attempt.code == 0
+    line.append("  ok" if ok else f"  {attempt.reason or 'failed'}", "green" if ok else "red")
+    line.append(f"  {duration(attempt.latency_us)}")
+    if attempt.candidate.path == context_pb2.PATH_REMOTE:
+        line.append(f"  {attempt.bytes_out} bytes out")
+        if attempt.wire_digest:
+            line.append(f"  wire {attempt.wire_digest.hex()[:16]}…", "dim")
+    return line
+
+
+def print_records(records: list[audit_pb2.StoredRecord], *, as_json: bool, more: bool) -> None:
+    """Print a list of records, and say if there are more."""
+    if as_json:
+        lines(records)
+        return
+    if not records:
+        console.out.print("no record fits", style="dim")
+        return
+    console.out.print(listing(records))
+    if more:
+        console.out.print("there are more: --limit shows them, `export` takes all", style="dim")
