@@ -154,7 +154,7 @@ class FaultProxy:
     def _bound(self) -> socket.socket:
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setblocking(False)  # noqa: FBT003 - the socket's own signature
+        listener.setblocking(False)
         try:
             listener.bind(self._address)
         except OSError:
