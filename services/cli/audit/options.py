@@ -78,11 +78,11 @@ def subject(entity: list[str] | None, kind: str, tenant: str) -> audit_pb2.Subje
     return audit_pb2.Subject(entity=pairs, entity_type=kind, tenant=tenant)
 
 
-def kind_number(kind: KindChoice) -> record_pb2.RecordKind:
+def kind_number(kind: KindChoice) -> int:
     """Return the contract's kind."""
     return record_pb2.RecordKind.Value(f"RECORD_KIND_{kind.name}")
 
 
-def path_number(path: PathChoice | None) -> context_pb2.Path:
+def path_number(path: PathChoice | None) -> int:
     """Return the contract's path; unspecified for None."""
     return context_pb2.Path.Value(f"PATH_{path.name}") if path else context_pb2.PATH_UNSPECIFIED
