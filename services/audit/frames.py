@@ -36,12 +36,14 @@ class FrameError(ValueError):
     Attributes:
         index: the index of the first record that can't be read.
         offset: where its batch starts in the segment.
+        whole: the records of its batch that stand before it.
     """
 
-    def __init__(self, message: str, index: int, offset: int) -> None:
+    def __init__(self, message: str, index: int, offset: int, whole: Sequence[Record] = ()) -> None:
         super().__init__(message)
         self.index = index
         self.offset = offset
+        self.whole = whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,18 +126,18 @@ def read_batches(data: bytes, first_index: int) -> Iterator[tuple[int, list[Reco
         if stated != index:
             raise FrameError(f"a batch of record {stated} where {index} must be", index, at)
         stop = at + BATCH_HEADER.size + body
-        records = []
+        records: list[Record] = []
         frame = at + BATCH_HEADER.size
         for position in range(index, index + count):
             leaf_at = frame + RECORD_HEADER.size
             if leaf_at > min(stop, end):
-                raise FrameError("the record is cut off", position, at)
+                raise FrameError("the record is cut off", position, at, records)
             length, crc = RECORD_HEADER.unpack_from(data, frame)
             leaf = data[leaf_at : leaf_at + length]
             if leaf_at + length > stop or len(leaf) != length:
-                raise FrameError("the record is cut off", position, at)
+                raise FrameError("the record is cut off", position, at, records)
             if record_crc(position, leaf) != crc:
-                raise FrameError("the record's checksum differs", position, at)
+                raise FrameError("the record's checksum differs", position, at, records)
             records.append(Record(position, frame, leaf))
             frame = leaf_at + length
         if frame != stop:

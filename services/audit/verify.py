@@ -81,10 +81,15 @@ def read_leaves(files: FileSystem) -> Iterator[tuple[int, bytes]]:
     for name in frames.segment_names(files.names()):
         if frames.first_index_of(name) != expected:
             raise frames.FrameError(f"missing before {name}", expected, 0)
-        for _, records in frames.read_batches(files.read_all(name), expected):
-            for record in records:
+        try:
+            for _, records in frames.read_batches(files.read_all(name), expected):
+                for record in records:
+                    yield record.index, record.leaf
+                expected = records[-1].index + 1
+        except frames.FrameError as error:
+            for record in error.whole:
                 yield record.index, record.leaf
-            expected = records[-1].index + 1
+            raise
 
 
 def verify_log(
@@ -181,7 +186,7 @@ def _check_checkpoints(
 
 def _check_root(checkpoint: Checkpoint, proven: int, report: Report, what: str) -> bool:
     if checkpoint.size > report.size:
-        missing = f"{what} covers {checkpoint.size} records; from here on they are missing"
+        missing = f"{what} covers {checkpoint.size} records; from here on they can't be read"
         report.breaks.append(Break(report.size, missing))
         return False
     if report.tree.root(checkpoint.size) != checkpoint.root:
