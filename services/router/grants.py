@@ -55,6 +55,8 @@ class GrantSigner:
             expire_time_unix_us=self._clock.unix_us() + int(lifetime_s * 1e6),
             region=candidate.region,
             task=decision.task.name,
+            model=candidate.model,
+            version=candidate.version,
         ).SerializeToString()
         signature = self._key.sign(_DOMAIN + claims)
         return grant_pb2.Grant(claims=claims, signature=signature, key_id=self.key_id)

@@ -26,7 +26,7 @@ from twinpath.common.v1 import context_pb2 as twinpath_dot_common_dot_v1_dot_con
 from twinpath.common.v1 import rules_pb2 as twinpath_dot_common_dot_v1_dot_rules__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!twinpath/inference/v1/grant.proto\x12\x15twinpath.inference.v1\x1a twinpath/common/v1/context.proto\x1a\x1etwinpath/common/v1/rules.proto\"[\n\x05Grant\x12\x19\n\x06\x63laims\x18\x01 \x01(\x0c\x42\t\xc2\xda\x18\x05\x08\x01\x18\x80 \x12\x1d\n\tsignature\x18\x02 \x01(\x0c\x42\n\xc2\xda\x18\x06\x08\x01\x10@\x18@\x12\x18\n\x06key_id\x18\x03 \x01(\tB\x08\xc2\xda\x18\x04\x08\x01\x18@\"\xf5\x01\n\x0bGrantClaims\x12\x10\n\x08grant_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x02 \x01(\t\x12\x11\n\tcandidate\x18\x03 \x01(\t\x12\x10\n\x08provider\x18\x04 \x01(\t\x12\x14\n\x0cinput_digest\x18\x05 \x01(\x0c\x12\x31\n\ndata_class\x18\x06 \x01(\x0e\x32\x1d.twinpath.common.v1.DataClass\x12\x16\n\x0epolicy_version\x18\x07 \x01(\t\x12\x1b\n\x13\x65xpire_time_unix_us\x18\x08 \x01(\x03\x12\x0e\n\x06region\x18\t \x01(\t\x12\x0c\n\x04task\x18\n \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!twinpath/inference/v1/grant.proto\x12\x15twinpath.inference.v1\x1a twinpath/common/v1/context.proto\x1a\x1etwinpath/common/v1/rules.proto\"[\n\x05Grant\x12\x19\n\x06\x63laims\x18\x01 \x01(\x0c\x42\t\xc2\xda\x18\x05\x08\x01\x18\x80 \x12\x1d\n\tsignature\x18\x02 \x01(\x0c\x42\n\xc2\xda\x18\x06\x08\x01\x10@\x18@\x12\x18\n\x06key_id\x18\x03 \x01(\tB\x08\xc2\xda\x18\x04\x08\x01\x18@\"\x95\x02\n\x0bGrantClaims\x12\x10\n\x08grant_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65\x63ision_id\x18\x02 \x01(\t\x12\x11\n\tcandidate\x18\x03 \x01(\t\x12\x10\n\x08provider\x18\x04 \x01(\t\x12\x14\n\x0cinput_digest\x18\x05 \x01(\x0c\x12\x31\n\ndata_class\x18\x06 \x01(\x0e\x32\x1d.twinpath.common.v1.DataClass\x12\x16\n\x0epolicy_version\x18\x07 \x01(\t\x12\x1b\n\x13\x65xpire_time_unix_us\x18\x08 \x01(\x03\x12\x0e\n\x06region\x18\t \x01(\t\x12\x0c\n\x04task\x18\n \x01(\t\x12\r\n\x05model\x18\x0b \x01(\t\x12\x0f\n\x07version\x18\x0c \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,5 +42,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GRANT']._serialized_start=126
   _globals['_GRANT']._serialized_end=217
   _globals['_GRANTCLAIMS']._serialized_start=220
-  _globals['_GRANTCLAIMS']._serialized_end=465
+  _globals['_GRANTCLAIMS']._serialized_end=497
 # @@protoc_insertion_point(module_scope)

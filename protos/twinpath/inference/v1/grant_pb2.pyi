@@ -17,7 +17,7 @@ class Grant(_message.Message):
     def __init__(self, claims: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., key_id: _Optional[str] = ...) -> None: ...
 
 class GrantClaims(_message.Message):
-    __slots__ = ("grant_id", "decision_id", "candidate", "provider", "input_digest", "data_class", "policy_version", "expire_time_unix_us", "region", "task")
+    __slots__ = ("grant_id", "decision_id", "candidate", "provider", "input_digest", "data_class", "policy_version", "expire_time_unix_us", "region", "task", "model", "version")
     GRANT_ID_FIELD_NUMBER: _ClassVar[int]
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     CANDIDATE_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +28,8 @@ class GrantClaims(_message.Message):
     EXPIRE_TIME_UNIX_US_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     grant_id: str
     decision_id: str
     candidate: str
@@ -38,4 +40,6 @@ class GrantClaims(_message.Message):
     expire_time_unix_us: int
     region: str
     task: str
-    def __init__(self, grant_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., candidate: _Optional[str] = ..., provider: _Optional[str] = ..., input_digest: _Optional[bytes] = ..., data_class: _Optional[_Union[_context_pb2.DataClass, str]] = ..., policy_version: _Optional[str] = ..., expire_time_unix_us: _Optional[int] = ..., region: _Optional[str] = ..., task: _Optional[str] = ...) -> None: ...
+    model: str
+    version: str
+    def __init__(self, grant_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., candidate: _Optional[str] = ..., provider: _Optional[str] = ..., input_digest: _Optional[bytes] = ..., data_class: _Optional[_Union[_context_pb2.DataClass, str]] = ..., policy_version: _Optional[str] = ..., expire_time_unix_us: _Optional[int] = ..., region: _Optional[str] = ..., task: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
