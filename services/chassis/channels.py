@@ -33,7 +33,15 @@ def _with_deadline(
     call = calls.current()
     timeout = details.timeout
     if call is not None:
-        left = max(call.time_left(), 0.0)
+        left = call.time_left()
+        if left <= 0:
+            # Not left to gRPC: a call sent with no time left may still be answered.
+            raise grpc.aio.AioRpcError(
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                grpc.aio.Metadata(),
+                grpc.aio.Metadata(),
+                details="the caller's time is up; no call was made",
+            )
         timeout = left if timeout is None else min(timeout, left)
     elif timeout is None:
         timeout = default_s

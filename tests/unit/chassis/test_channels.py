@@ -122,16 +122,24 @@ async def test_no_call_is_made_once_the_time_is_up(keys: MeshKeys) -> None:
         heard.append(True)
         return inference_pb2.InferResponse()
 
+    async def stream(_: Any, __: Any) -> AsyncIterator[Any]:
+        heard.append(True)
+        yield inference_pb2.InferStreamResponse()
+
     settings = settings_for(ServiceSettings, keys, service="router")
     async with (
-        start_service(settings, build_probe(infer)) as running,
+        start_service(settings, build_probe(infer, stream)) as running,
         channels.connect(running.address, settings) as channel,
     ):
         calls.enter(Call("/a.B/C", Identity("ann"), time.monotonic() - 1))
-        error = await refusal(Stub(channel).Infer(request()))
-        calls.enter(None)
+        try:
+            error = await refusal(Stub(channel).Infer(request()))
+            streamed = await refusal(anext(aiter(Stub(channel).InferStream(stream_request()))))
+        finally:
+            calls.enter(None)
         await Stub(channel).Infer(request())
     assert type(error) is errors.DeadlineExceededError
+    assert type(streamed) is errors.DeadlineExceededError
     assert heard == [True]
 
 
@@ -151,7 +159,7 @@ async def test_outside_of_a_call_the_default_deadline_counts(keys: MeshKeys) -> 
         channels.connect(running.address, settings) as channel,
     ):
         await Stub(channel).Infer(request())
-    assert 11 < left[0] <= 44
+    assert 11 < left[0] <= 44 + ROUNDED
 
 
 async def test_a_channel_sends_the_services_own_identity_not_the_callers(chain: Chain) -> None:
