@@ -7,9 +7,12 @@ so that a test knows what must come back.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from tests.canonical import Wire
 
 ROOT = Path(__file__).resolve().parents[1]
 TRITON_ENV = Path(os.environ.get("TWINPATH_TRITON_ENV", ROOT / ".venv-triton"))
@@ -21,13 +24,52 @@ TYPES = (
     *("FP16", "FP32", "FP64", "BF16", "BYTES"),
 )
 
+# The echo also writes down what has reached it, as a line of JSON for each request, beside the
+# repository: what a model really gets is seen by the model alone.
 _ECHO = """
+import ctypes
+import json
+import math
+from pathlib import Path
+
 import triton_python_backend_utils as pb
 
+capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+capsule_pointer.restype = ctypes.c_void_p
+capsule_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+
+
+def raw(tensor, datatype):
+    if datatype == "BF16":  # numpy has no such type: read the memory itself
+        size = 2 * math.prod(tensor.shape())
+        capsule = tensor.to_dlpack()
+        managed = ctypes.cast(capsule_pointer(capsule, b"dltensor"), ctypes.POINTER(ctypes.c_void_p))
+        return ctypes.string_at(managed[0], size) if size else b""
+    array = tensor.as_numpy()
+    if datatype == "BYTES":
+        return b"".join(len(e).to_bytes(4, "little") + e for e in array.reshape(-1).tolist())
+    return array.tobytes()
+
+
 class TritonPythonModel:
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        self.types = {
+            t["name"]: t["data_type"].removeprefix("TYPE_").replace("STRING", "BYTES")
+            for t in config["input"]
+        }
+        self.log = Path(args["model_repository"]).parent.parent / "captured.jsonl"
+
     def execute(self, requests):
-        # The input's own tensors: not even numpy sees the bytes.
-        return [pb.InferenceResponse(list(r.inputs())) for r in requests]
+        for request in requests:
+            seen = [
+                [t.name(), self.types[t.name()], list(t.shape()), raw(t, self.types[t.name()]).hex()]
+                for t in request.inputs()
+            ]
+            with self.log.open("a") as log:
+                log.write(json.dumps(seen) + "\\n")
+        # The input's own tensors: no conversion on the way back either.
+        return [pb.InferenceResponse(list(request.inputs())) for request in requests]
 """
 
 _BATCHED = """
@@ -157,6 +199,17 @@ def words(root: Path) -> None:
 
 
 ALL: tuple[Callable[[Path], None], ...] = (echo, echo_types, batched, faulty, words)
+
+
+def captured(root: Path) -> list[list[Wire]]:
+    """Return what has reached the echo models of a repository, in order of arrival."""
+    log = root.parent / "captured.jsonl"
+    if not log.exists():
+        return []
+    return [
+        [Wire(name, kind, tuple(shape), bytes.fromhex(raw)) for name, kind, shape, raw in entry]
+        for entry in map(json.loads, log.read_text().splitlines())
+    ]
 
 
 def repository(root: Path, *models: Callable[[Path], None]) -> Path:
