@@ -85,18 +85,24 @@ class LatencyEstimator:
         self._config = config or EstimatorConfig()
         self._classes: list[_Histogram | None] = [None] * SIZE_CLASSES
 
-    def observe(self, now: float, size_class: int, seconds: float) -> None:
+    def observe(
+        self, now: float, size_class: int, seconds: float, *, censored: bool = False
+    ) -> None:
         """Learn from one attempt.
 
-        Observe attempts that timed out too, with the time they had: leaving them out would make
-        the slowest candidate look fast. Leave out those that failed at once.
+        Observe attempts that timed out too, as censored: leaving them out would make the slowest
+        candidate look fast. Leave out those that failed at once.
 
         Args:
             now: the end of the attempt.
             size_class: from `size_class`; others are clamped to the nearest.
             seconds: how long it took; negative or not a number is ignored.
+            censored: it was given up after `seconds`, and would have taken longer. Below the p95
+                that says nothing and is ignored: callers in a hurry don't make a candidate fast.
         """
         if not 0 <= seconds < math.inf:
+            return
+        if censored and seconds < (self.p95(now, size_class) or 0.0):
             return
         index = _clamp(size_class)
         histogram = self._classes[index]

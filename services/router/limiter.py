@@ -36,7 +36,8 @@ class Outcome(Enum):
     """What a finished request says about load."""
 
     DONE = "done"  # its time counts
-    DROPPED = "dropped"  # timed out, or refused for load further on: back off
+    DROPPED = "dropped"  # refused for load further on: back off
+    TIMED_OUT = "timed_out"  # back off too, unless its caller left it too little time anyway
     IGNORED = "ignored"  # a cache hit, a bad request, a cancelled one: says nothing
 
 
@@ -171,11 +172,17 @@ class Limiter:
             return
         if self._window_start is None:
             self._window_start = now
-        if outcome is Outcome.DROPPED:
+        kind = self._kind(ticket.kind)
+        took = max(now - ticket.started, 1e-6)
+        if outcome is Outcome.TIMED_OUT:
+            # one caller with hopeless deadlines must not lower the limit of all
+            if kind.unqueued_s is not None and took < self._config.tolerance * kind.unqueued_s:
+                return
+            self._dropped += 1
+        elif outcome is Outcome.DROPPED:
             self._dropped += 1
         else:
-            kind = self._kind(ticket.kind)
-            kind.total_s += max(now - ticket.started, 1e-6)
+            kind.total_s += took
             kind.count += 1
         if now - self._window_start >= self._config.window_s:
             samples = self._dropped + sum(kind.count for kind in self._kinds.values())

@@ -153,6 +153,27 @@ def test_hedge_has_a_floor() -> None:
     assert estimator.hedge_delay(0.0, 0, time_left_s=1.0, other_p50_s=0.001) == 0.005
 
 
+def test_callers_in_a_hurry_do_not_make_a_candidate_fast() -> None:
+    """Attempts given up after 2 ms say nothing about one that takes 100 ms; those after 1 s do."""
+    estimator = LatencyEstimator(EstimatorConfig(refresh_s=0.0))
+    for _ in range(20):
+        estimator.observe(0.0, 0, 0.1)
+    for _ in range(1000):
+        estimator.observe(0.0, 0, 0.002, censored=True)
+    assert estimator.p50(0.0, 0) == pytest.approx(0.1, rel=0.06)
+    for _ in range(50):
+        estimator.observe(0.0, 0, 1.0, censored=True)
+    assert estimator.p95(0.0, 0) == pytest.approx(1.0, rel=0.06)
+
+
+def test_what_always_times_out_is_known_to_be_slow() -> None:
+    """Without any answer, the time that was waited is a lower bound, and better than nothing."""
+    estimator = LatencyEstimator()
+    for _ in range(20):
+        estimator.observe(0.0, 0, 0.3, censored=True)
+    assert estimator.p95(0.0, 0) == pytest.approx(0.3, rel=0.06)
+
+
 def test_a_config_that_never_speaks_is_refused() -> None:
     """Configuration mistakes are found at load."""
     with pytest.raises(ValueError, match="estimator:"):

@@ -56,7 +56,7 @@ class Simulation:
             good[priority] += in_time
             times.append(took)
             self.offered += 1
-            outcome = Outcome.DONE if in_time else Outcome.DROPPED
+            outcome = Outcome.DONE if in_time else Outcome.TIMED_OUT
             leaves = self.now + min(took, self.deadline_s)
             heapq.heappush(self.ends, (leaves, self.offered, ticket, outcome))
         return {p: good[p] / max(asked[p], 1) for p in mix}, times
@@ -195,6 +195,17 @@ def test_ignored_requests_teach_nothing() -> None:
     rounds(limiter, 20, Outcome.IGNORED, 0.0, 0.0001)
     assert limiter.limit == LimiterConfig().initial
     assert limiter.in_flight == 0
+
+
+def test_hopeless_deadlines_do_not_lower_the_limit() -> None:
+    """Requests that were given less time than an idle system needs say nothing about load."""
+    limiter = Limiter(LimiterConfig(initial=64))
+    now = rounds(limiter, 5, Outcome.DONE, 0.0, 0.05)
+    before = limiter.limit
+    now = rounds(limiter, 20, Outcome.TIMED_OUT, now, 0.001)
+    assert limiter.limit == before
+    rounds(limiter, 2, Outcome.TIMED_OUT, now, 1.0)
+    assert limiter.limit == LimiterConfig().minimum
 
 
 def test_a_change_in_the_mix_is_not_load() -> None:
