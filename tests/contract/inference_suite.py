@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from services.chassis.errors import ServiceError, from_status
@@ -139,6 +139,9 @@ class InferenceContract:
     @settings(
         max_examples=40,
         deadline=None,
+        # No shrinking: each example is a call, and which tensor differs is seen at once.
+        phases=[Phase.explicit, Phase.reuse, Phase.generate],
+        report_multiple_bugs=False,
         suppress_health_check=[
             HealthCheck.function_scoped_fixture,
             HealthCheck.differing_executors,
