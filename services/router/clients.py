@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import redis.asyncio
 import redis.exceptions
+from opentelemetry import trace
 
+from services.chassis.clock import Clock
+from services.chassis.coalesce import Coalescer
 from services.chassis.errors import (
     InternalError,
     ServiceError,
@@ -25,6 +28,11 @@ from twinpath.features.v1 import features_pb2, features_pb2_grpc
 from twinpath.inference.v1 import inference_pb2, inference_pb2_grpc
 
 _DESCRIBE_TIMEOUT_S = 2.0
+# A record is worth more than its request's deadline: a decision that was made is recorded even if
+# its caller's time is nearly up; the caller's own call ends by its own deadline.
+APPEND_TIMEOUT_S = 5.0
+
+R = TypeVar("R")
 
 
 @contextmanager
@@ -47,50 +55,81 @@ def _calls(service: str) -> Iterator[None]:
         raise found from None
 
 
-def _one(results: Any, service: str) -> Any:
-    """Return the only result of a call with one item."""
-    if len(results) != 1:
-        message = f"the {service} service gave {len(results)} results for one item"
-        raise InternalError("WRONG_RESULT_COUNT", message)
-    return results[0]
+def travels_alone() -> bool:
+    """Tell whether the current trace is sampled.
+
+    Such items go out as calls of their own, so that the spans behind the hop join the right trace.
+    """
+    return trace.get_current_span().get_span_context().trace_flags.sampled
+
+
+def _or_raise(result: R | ServiceError) -> R:
+    if isinstance(result, ServiceError):
+        raise result
+    return result
 
 
 class FeaturesClient:
-    """Reads feature vectors from the features service."""
+    """Reads feature vectors; rows of one feature service ride together."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, clock: Clock) -> None:
         self._stub = features_pb2_grpc.FeaturesStub(channel)
+        self._clock = clock
+        self._hop: Coalescer[FeatureQuery, FeatureVector] = Coalescer(
+            self._read, clock, max_batch=128, parallel=2
+        )
 
     async def get(self, query: FeatureQuery) -> FeatureVector:
         """See ports.Features."""
+        left = query.context.time_left_us / 1e6
+        if travels_alone():
+            return _or_raise((await self._read([query], left))[0])
+        # Rows ride together when their columns have the same names and types.
+        shape = (*_shape(query.entity), "|", *_shape(query.fields))
+        lane = (query.feature_service, query.context.priority, shape)
+        return await self._hop.submit(query, lane, self._clock.monotonic() + left)
+
+    async def _read(
+        self, queries: Sequence[FeatureQuery], left: float
+    ) -> list[FeatureVector | ServiceError]:
+        first = queries[0]
         request = features_pb2.GetFeaturesRequest(
-            feature_service=query.feature_service,
-            rows=[query.context],
-            join_keys=[column(name, value) for name, value in query.entity.items()],
-            request_fields=[column(name, value) for name, value in query.fields.items()],
+            feature_service=first.feature_service,
+            rows=[query.context for query in queries],
+            join_keys=[column(n, [q.entity[n] for q in queries]) for n in first.entity],
+            request_fields=[column(n, [q.fields[n] for q in queries]) for n in first.fields],
         )
         with _calls("features"):
-            response = await self._stub.GetFeatures(request)
-        row = _one(response.rows, "features")
-        error = from_status(row.status) if row.HasField("status") else None
-        if error is not None:
-            raise error
-        return vector_of_row(response, 0)
+            response = await self._stub.GetFeatures(request, timeout=left)
+        if len(response.rows) != len(queries):
+            raise InternalError("WRONG_RESULT_COUNT", "features gave another number of rows")
+        out: list[FeatureVector | ServiceError] = []
+        for index, row in enumerate(response.rows):
+            error = from_status(row.status) if row.HasField("status") else None
+            out.append(error if error is not None else vector_of_row(response, index))
+        return out
 
 
-def column(name: str, value: Any) -> value_pb2.Column:
-    """Return a column of one value; None is a null."""
+def _shape(values: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names and types of some values, as far as columns tell them apart."""
+    return tuple(f"{name}:{type(value).__name__}" for name, value in values.items())
+
+
+def column(name: str, values: Sequence[Any]) -> value_pb2.Column:
+    """Return a column of values of one type; None is a null."""
     out = value_pb2.Column(name=name)
-    if value is None:
-        out.mixed.values.add()
-    elif isinstance(value, bool):
-        out.bools.values.append(value)
-    elif isinstance(value, int):
-        out.int64s.values.append(value)
-    elif isinstance(value, float):
-        out.doubles.values.append(value)
+    first = values[0]
+    if first is None:
+        for _ in values:
+            out.mixed.values.add()
+    elif isinstance(first, bool):
+        out.bools.values.extend(values)
+    elif isinstance(first, int):
+        out.int64s.values.extend(values)
+    elif isinstance(first, float):
+        out.doubles.values.extend(values)
     else:
-        out.strings.values.append(value)
+        out.strings.values.extend(values)
     return out
 
 
@@ -128,23 +167,46 @@ def vector_of_row(response: features_pb2.GetFeaturesResponse, row: int) -> Featu
 
 
 class InferenceClient:
-    """Asks models through any service that implements inference.v1."""
+    """Asks models through any service that implements inference.v1.
 
-    def __init__(self, channel: grpc.aio.Channel, service: str) -> None:
+    With `coalesce`, items of one model, version and priority ride together. Never for a path
+    that leaves the building: there each item is a call, a grant and a record of its own.
+    """
+
+    def __init__(
+        self, channel: grpc.aio.Channel, service: str, clock: Clock, *, coalesce: bool
+    ) -> None:
         self._stub = inference_pb2_grpc.InferenceStub(channel)
         self._service = service
+        self._clock = clock
+        self._coalesce = coalesce
+        self._hop: Coalescer[inference_pb2.InferItem, inference_pb2.InferResult] = Coalescer(
+            self._ask, clock, max_batch=64, parallel=2
+        )
 
     async def infer(self, item: inference_pb2.InferItem) -> inference_pb2.InferResult:
         """See ports.Inference."""
+        left = item.context.time_left_us / 1e6
+        if not self._coalesce or travels_alone():
+            return (await self._ask([item], left))[0]
+        lane = (item.model, item.version, item.context.priority)
+        return await self._hop.submit(item, lane, self._clock.monotonic() + left)
+
+    async def _ask(
+        self, items: Sequence[inference_pb2.InferItem], left: float
+    ) -> list[inference_pb2.InferResult]:
         try:
             with _calls(self._service):
-                response = await self._stub.Infer(inference_pb2.InferRequest(items=[item]))
+                request = inference_pb2.InferRequest(items=items)
+                response = await self._stub.Infer(request, timeout=left)
         except ServiceError as error:
             if error.reason.endswith("_UNREACHABLE"):
                 raise UnavailableError("PATH_UNREACHABLE", error.message) from None
             raise
-        result: inference_pb2.InferResult = _one(response.results, self._service)
-        return result
+        results = list(response.results)
+        if [r.id for r in results] != [i.context.id for i in items]:
+            raise InternalError("WRONG_RESULTS", f"{self._service} answered other items")
+        return results
 
     async def describe(self) -> list[inference_pb2.ModelDescription]:
         """See ports.Inference."""
@@ -156,20 +218,36 @@ class InferenceClient:
 
 
 class AuditClient:
-    """Appends to the audit log and reads back."""
+    """Appends to the log and reads back. Entries ride together: one flush makes all durable."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, clock: Clock) -> None:
         self._stub = audit_pb2_grpc.AuditStub(channel)
+        self._clock = clock
+        self._hop: Coalescer[audit_pb2.Entry, audit_pb2.AppendResult] = Coalescer(
+            self._append, clock, max_batch=256, parallel=1
+        )
 
     async def append(self, entry: audit_pb2.Entry) -> audit_pb2.AppendResult:
         """See ports.Audit."""
+        if travels_alone():
+            return _or_raise((await self._append([entry], APPEND_TIMEOUT_S))[0])
+        deadline = self._clock.monotonic() + APPEND_TIMEOUT_S
+        return await self._hop.submit(entry, "", deadline)
+
+    async def _append(
+        self, entries: Sequence[audit_pb2.Entry], left: float
+    ) -> list[audit_pb2.AppendResult | ServiceError]:
         with _calls("audit"):
-            response = await self._stub.Append(audit_pb2.AppendRequest(entries=[entry]))
-        result: audit_pb2.AppendResult = _one(response.results, "audit")
-        error = from_status(result.status) if result.HasField("status") else None
-        if error is not None and not result.HasField("existing"):
-            raise error
-        return result
+            request = audit_pb2.AppendRequest(entries=entries)
+            response = await self._stub.Append(request, timeout=left)
+        if len(response.results) != len(entries):
+            raise InternalError("WRONG_RESULT_COUNT", "audit gave another number of results")
+        out: list[audit_pb2.AppendResult | ServiceError] = []
+        for result in response.results:
+            error = from_status(result.status) if result.HasField("status") else None
+            kept = error is None or result.HasField("existing")
+            out.append(result if kept or error is None else error)
+        return out
 
     async def get(self, decision_id: str, *, payload: bool) -> list[audit_pb2.StoredRecord]:
         """See ports.Audit."""

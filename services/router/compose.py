@@ -41,8 +41,12 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
     features_channel = await channel(settings.features_address)
     audit_channel = await channel(settings.audit_address)
     paths: dict[str, Inference] = {
-        "local": InferenceClient(await channel(settings.local_address), "local"),
-        "remote": InferenceClient(await channel(settings.remote_address), "remote"),
+        "local": InferenceClient(
+            await channel(settings.local_address), "local", clock, coalesce=True
+        ),
+        "remote": InferenceClient(
+            await channel(settings.remote_address), "remote", clock, coalesce=False
+        ),
     }
     state = redis.asyncio.Redis.from_url(
         settings.state_url,
@@ -58,8 +62,8 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
 
     pipeline = Pipeline(
         catalog=catalog,
-        features=FeaturesClient(features_channel),
-        audit=AuditClient(audit_channel),
+        features=FeaturesClient(features_channel, clock),
+        audit=AuditClient(audit_channel, clock),
         claims=RedisClaims(state),
         board=board,
         dispatcher=Dispatcher(Attempter(paths, board, signer, clock), board, clock, random.random),

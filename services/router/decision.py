@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,8 @@ from services.router.ports import FeatureVector
 from twinpath.audit.v1 import audit_pb2
 from twinpath.common.v1 import context_pb2
 from twinpath.router.v1 import router_pb2
+
+_items = itertools.count(1)
 
 
 @dataclass(slots=True)
@@ -44,10 +47,14 @@ class Decision:
         """The request's priority; unspecified is normal."""
         return self.request.priority or context_pb2.PRIORITY_NORMAL
 
+    def next_id(self) -> str:
+        """Return an id for one item of this decision; copies may ride in one batch."""
+        return f"{self.id}.{next(_items)}"
+
     def context(self, now: float) -> context_pb2.ItemContext:
         """Return the context for an item that this decision sends now."""
         return context_pb2.ItemContext(
-            id=self.id,
+            id=self.next_id(),
             time_left_us=max(1, int((self.deadline - now) * 1e6)),
             priority=self.priority,
             caller=self.caller,

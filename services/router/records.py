@@ -125,9 +125,9 @@ def _record(
     return record
 
 
-def _entry(decision: Decision, record: record_pb2.Record, suffix: str) -> audit_pb2.Entry:
+def _entry(decision: Decision, record: record_pb2.Record) -> audit_pb2.Entry:
     entry = audit_pb2.Entry(
-        context=context_pb2.ItemContext(id=f"{decision.id}.{suffix}", caller=decision.caller),
+        context=context_pb2.ItemContext(id=decision.next_id(), caller=decision.caller),
         record=record,
         subject=decision.subject,
     )
@@ -142,7 +142,7 @@ def intent(decision: Decision, now_us: int, deadline_us: int, code_version: str)
     record = _record(decision, record_pb2.RECORD_KIND_INTENT, now_us, code_version)
     record.deadline_unix_us = deadline_us
     record.candidates.extend(candidate_ref(e.candidate) for e in decision.plan.admitted)
-    return _entry(decision, record, "intent")
+    return _entry(decision, record)
 
 
 def refused(
@@ -152,7 +152,7 @@ def refused(
     record = _record(decision, record_pb2.RECORD_KIND_REFUSED, now_us, code_version)
     record.code = error.code.value[0]
     record.reason = error.reason
-    return _entry(decision, record, "refused")
+    return _entry(decision, record)
 
 
 def failed(
@@ -167,7 +167,7 @@ def failed(
     record.attempts.extend(attempts)
     record.code = error.code.value[0]
     record.reason = error.reason
-    return _entry(decision, record, "failed")
+    return _entry(decision, record)
 
 
 def outcome(
@@ -180,7 +180,7 @@ def outcome(
     record.candidates.append(reply.answered_by)
     record.fallback = reply.fallback
     record.cached = reply.cached
-    entry = _entry(decision, record, "outcome")
+    entry = _entry(decision, record)
     ordered = sorted(reply.outputs, key=lambda tensor: tensor.name.encode())
     entry.output_digest = digest.digest(ordered)
     entry.payload.model_input = decision.assembled.model_input.SerializeToString()

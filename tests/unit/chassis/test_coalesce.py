@@ -1,0 +1,286 @@
+"""Coalescing: nothing is lost, answered twice or mixed up, and nothing waits for a timer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.chassis.coalesce import Coalescer
+from services.chassis.errors import (
+    DeadlineExceededError,
+    InternalError,
+    NotFoundError,
+    ResourceExhaustedError,
+    ServiceError,
+    UnavailableError,
+)
+
+FAR = 1e9
+
+
+class Clock:
+    """A clock that moves only when told."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        """Seconds."""
+        return self.now
+
+    def unix_us(self) -> int:
+        """Microseconds."""
+        return int(self.now * 1e6)
+
+
+class Gate:
+    """A flush that waits until it is let go, and remembers its batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.lefts: list[float] = []
+        self.open = asyncio.Event()
+
+    async def __call__(self, items: Sequence[int], left: float) -> list[int | ServiceError]:
+        """Hold the batch until the gate is open; odd items fail."""
+        self.batches.append(list(items))
+        self.lefts.append(left)
+        await self.open.wait()
+        return [NotFoundError("ODD", str(item)) if item % 2 else item * 10 for item in items]
+
+
+async def settle() -> None:
+    """Let every task that can run, run. No time passes."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_the_first_goes_at_once_and_the_rest_ride_together() -> None:
+    """An item that finds a free lane goes out alone; those that come meanwhile share one batch."""
+    gate = Gate()
+    hop = Coalescer(gate, Clock())
+    waiting = [asyncio.ensure_future(hop.submit(n, "lane", FAR)) for n in (0, 2, 4, 6)]
+    await settle()
+    assert gate.batches == [[0, 2, 4, 6]]
+    later = [asyncio.ensure_future(hop.submit(n, "lane", FAR)) for n in (8, 10)]
+    await settle()
+    gate.open.set()
+    assert await asyncio.gather(*waiting, *later) == [0, 20, 40, 60, 80, 100]
+    assert len(gate.batches) == 2
+    assert gate.batches[1][-2:] == [8, 10]
+
+
+async def test_one_bad_item_fails_alone() -> None:
+    """An item's error reaches its own caller and nobody else."""
+    gate = Gate()
+    gate.open.set()
+    hop = Coalescer(gate, Clock())
+    answers = await asyncio.gather(
+        *(hop.submit(n, "lane", FAR) for n in (2, 3, 4)), return_exceptions=True
+    )
+    assert answers[0] == 20
+    assert isinstance(answers[1], NotFoundError)
+    assert answers[2] == 40
+
+
+async def test_a_batch_that_fails_fails_all_its_items() -> None:
+    """What the flush raises, every item of the batch hears; the lane goes on."""
+    broken = True
+
+    async def flush(items: Sequence[int], left: float) -> list[int | ServiceError]:
+        if broken:
+            raise UnavailableError("AWAY", "gone")
+        return list(items)
+
+    hop: Coalescer[int, int] = Coalescer(flush, Clock())
+    answers = await asyncio.gather(
+        *(hop.submit(n, "lane", FAR) for n in range(3)), return_exceptions=True
+    )
+    assert all(isinstance(a, UnavailableError) for a in answers)
+    broken = False
+    assert await hop.submit(7, "lane", FAR) == 7
+
+
+async def test_a_flush_that_loses_a_result_is_noticed() -> None:
+    """A result too few is an error for all, never another item's result."""
+
+    async def flush(items: Sequence[int], left: float) -> list[int | ServiceError]:
+        return list(items)[1:]
+
+    hop: Coalescer[int, int] = Coalescer(flush, Clock())
+    with pytest.raises(InternalError, match="0 results came for 1"):
+        await hop.submit(1, "lane", FAR)
+
+
+async def test_an_item_whose_time_is_up_is_not_sent() -> None:
+    """Expired items drop out of the queue and hear DEADLINE_EXCEEDED."""
+    gate, clock = Gate(), Clock()
+    hop = Coalescer(gate, clock)
+    first = asyncio.ensure_future(hop.submit(0, "lane", FAR))
+    await settle()
+    late = asyncio.ensure_future(hop.submit(2, "lane", 5.0))
+    fine = asyncio.ensure_future(hop.submit(4, "lane", 50.0))
+    await settle()
+    clock.now = 10.0
+    gate.open.set()
+    assert await first == 0
+    with pytest.raises(DeadlineExceededError):
+        await late
+    assert await fine == 40
+    assert gate.batches == [[0], [4]]
+    assert gate.lefts[1] == 40.0
+
+
+async def test_a_caller_that_goes_away_is_not_sent_and_the_rest_go_on() -> None:
+    """A cancelled item leaves the queue; the others of its batch are answered."""
+    gate = Gate()
+    hop = Coalescer(gate, Clock())
+    first = asyncio.ensure_future(hop.submit(0, "lane", FAR))
+    await settle()
+    gone = asyncio.ensure_future(hop.submit(2, "lane", FAR))
+    stays = asyncio.ensure_future(hop.submit(4, "lane", FAR))
+    await settle()
+    gone.cancel()
+    gate.open.set()
+    assert await first == 0
+    assert await stays == 40
+    assert gate.batches == [[0], [4]]
+
+
+async def test_a_batch_that_nobody_waits_for_is_cancelled() -> None:
+    """When every caller of a batch is gone, its call is cancelled, and the lane still works."""
+    cancelled = asyncio.Event()
+
+    async def flush(items: Sequence[int], left: float) -> list[int | ServiceError]:
+        if items == [1]:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.set()
+                raise
+        return list(items)
+
+    hop: Coalescer[int, int] = Coalescer(flush, Clock())
+    only = asyncio.ensure_future(hop.submit(1, "lane", FAR))
+    await settle()
+    only.cancel()
+    await settle()
+    assert cancelled.is_set()
+    assert await hop.submit(2, "lane", FAR) == 2
+
+
+async def test_lanes_do_not_wait_for_each_other() -> None:
+    """A lane whose call hangs holds up nobody else's."""
+    gate = Gate()
+    hop = Coalescer(gate, Clock())
+    stuck = asyncio.ensure_future(hop.submit(0, "slow", FAR))
+    await settle()
+    other = asyncio.ensure_future(hop.submit(2, "fast", FAR))
+    await settle()
+    assert gate.batches == [[0], [2]]
+    gate.open.set()
+    assert await asyncio.gather(stuck, other) == [0, 20]
+
+
+async def test_a_full_queue_refuses_at_once() -> None:
+    """More than the bound waits for nobody: RESOURCE_EXHAUSTED."""
+    gate = Gate()
+    hop = Coalescer(gate, Clock(), max_queue=2)
+    waiting = [asyncio.ensure_future(hop.submit(0, "lane", FAR))]
+    await settle()
+    waiting += [asyncio.ensure_future(hop.submit(n, "lane", FAR)) for n in (2, 4)]
+    await settle()
+    with pytest.raises(ResourceExhaustedError):
+        await hop.submit(6, "lane", FAR)
+    gate.open.set()
+    assert await asyncio.gather(*waiting) == [0, 20, 40]
+
+
+async def test_a_batch_carries_nobodys_context() -> None:
+    """The flush runs without the context variables of whoever started it."""
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("caller", default="nobody")
+    seen = []
+
+    async def flush(items: Sequence[int], left: float) -> list[int | ServiceError]:
+        seen.append(variable.get())
+        return list(items)
+
+    variable.set("alice")
+    hop: Coalescer[int, int] = Coalescer(flush, Clock())
+    await hop.submit(1, "lane", FAR)
+    assert seen == ["nobody"]
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("submit"), st.integers(0, 2), st.floats(0.5, 20)),
+        st.tuples(st.just("release"), st.integers(1, 3), st.just(0.0)),
+        st.tuples(st.just("pass"), st.just(0), st.floats(0.1, 5)),
+        st.tuples(st.just("cancel"), st.integers(0, 40), st.just(0.0)),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(steps=STEPS, max_batch=st.integers(1, 4), parallel=st.integers(1, 3))
+def test_every_item_gets_its_own_answer_once(
+    steps: list[tuple[str, int, float]], max_batch: int, parallel: int
+) -> None:
+    """Under any schedule of submissions, answers, time and cancellations, in simulated time."""
+
+    async def scenario() -> None:
+        clock = Clock()
+        gates: list[asyncio.Event] = []
+        sent: list[int] = []
+
+        async def flush(items: Sequence[int], left: float) -> list[int | ServiceError]:
+            assert 1 <= len(items) <= max_batch
+            sent.extend(items)
+            gate = asyncio.Event()
+            gates.append(gate)
+            await gate.wait()
+            return [
+                NotFoundError("THIRD", str(item)) if item % 3 == 0 else item + 1000
+                for item in items
+            ]
+
+        hop: Coalescer[int, int] = Coalescer(flush, clock, max_batch=max_batch, parallel=parallel)
+        tasks: list[asyncio.Task[int]] = []
+        cancelled: set[int] = set()
+        for what, number, amount in steps:
+            if what == "submit":
+                submit = hop.submit(len(tasks), number, clock.now + amount)
+                tasks.append(asyncio.ensure_future(submit))
+            elif what == "release":
+                for gate in [g for g in gates if not g.is_set()][:number]:
+                    gate.set()
+            elif what == "pass":
+                clock.now += amount
+            elif tasks and not tasks[number % len(tasks)].done():
+                tasks[number % len(tasks)].cancel()
+                cancelled.add(number % len(tasks))
+            await settle()
+        for _ in range(len(tasks) + 1):  # no clock moves here: nothing may need a timer
+            for gate in gates:
+                gate.set()
+            await settle()
+        assert all(task.done() for task in tasks)
+        assert len(sent) == len(set(sent))
+        for number, task in enumerate(tasks):
+            if number in cancelled:
+                assert task.cancelled()
+            elif number not in sent:
+                assert isinstance(task.exception(), DeadlineExceededError)
+            elif number % 3 == 0:
+                error = task.exception()
+                assert isinstance(error, NotFoundError)
+                assert error.message == str(number)
+            else:
+                assert task.result() == number + 1000
+
+    asyncio.run(scenario())
