@@ -22,6 +22,7 @@ from services.router.clients import AuditClient, FeaturesClient, InferenceClient
 from services.router.dispatch import Dispatcher
 from services.router.grants import GrantSigner
 from services.router.limiter import Limiter, LimiterConfig
+from services.router.overrides import Overrides
 from services.router.pipeline import CatalogView, Pipeline
 from services.router.ports import Inference
 from services.router.servicer import RouterServicer
@@ -60,10 +61,12 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
     def catalog() -> CatalogView:
         return CatalogView(keeper.catalog, stale=bool(keeper.stale_reason))
 
+    audit = AuditClient(audit_channel, clock)
+    overrides = Overrides(state, audit, board, clock)
     pipeline = Pipeline(
         catalog=catalog,
         features=FeaturesClient(features_channel, clock),
-        audit=AuditClient(audit_channel, clock),
+        audit=audit,
         claims=RedisClaims(state),
         board=board,
         dispatcher=Dispatcher(Attempter(paths, board, signer, clock), board, clock, random.random),
@@ -92,11 +95,14 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
     async def watch_board() -> None:
         await board.watch(lambda: keeper.catalog)
 
+    async def watch_overrides() -> None:
+        await overrides.watch(settings.refresh_s)
+
     return Service(
         mounts=[
             Mount(
                 "twinpath.router.v1.Router",
-                RouterServicer(pipeline, board, catalog),
+                RouterServicer(pipeline, board, catalog, overrides),
                 router_pb2_grpc.add_RouterServicer_to_server,
             )
         ],
@@ -105,5 +111,5 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
             "features": lambda: ping_channel(features_channel, "features"),
             "paths": ping_paths,
         },
-        background=[watch_board, keeper.watch],
+        background=[watch_board, watch_overrides, keeper.watch],
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from services.chassis import call as calls
@@ -17,7 +17,8 @@ from services.chassis.errors import (
 )
 from services.router.board import Board
 from services.router.catalog import Catalog, Task
-from services.router.pipeline import Pipeline
+from services.router.overrides import PATH_NAMES, Overrides
+from services.router.pipeline import CatalogView, Pipeline
 from services.router.records import candidate_ref
 from twinpath.inference import tensors
 from twinpath.inference.v1 import tensor_pb2
@@ -27,10 +28,17 @@ from twinpath.router.v1 import router_pb2, router_pb2_grpc
 class RouterServicer(router_pb2_grpc.RouterServicer):
     """See router/v1/router.proto."""
 
-    def __init__(self, pipeline: Pipeline, board: Board, catalog: Any) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        board: Board,
+        catalog: Callable[[], CatalogView],
+        overrides: Overrides,
+    ) -> None:
         self._pipeline = pipeline
         self._board = board
         self._catalog = catalog
+        self._overrides = overrides
 
     async def Infer(
         self, request: router_pb2.InferRequest, context: Any
@@ -78,6 +86,16 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             tasks=[self._describe(catalog.tasks[name]) for name in chosen],
             catalog_version=catalog.version,
         )
+
+    async def OverridePath(
+        self, request: router_pb2.OverridePathRequest, context: Any
+    ) -> router_pb2.OverridePathResponse:
+        """Drain a path, or give it its traffic back."""
+        leaf = await self._overrides.override(
+            request.path, request.reason, _call(), drained=request.drained
+        )
+        drained = [path for path, name in PATH_NAMES.items() if name in self._board.drained]
+        return router_pb2.OverridePathResponse(drained=drained, leaf_index=leaf)
 
     def _describe(self, task: Task) -> router_pb2.TaskDescription:
         return router_pb2.TaskDescription(

@@ -190,3 +190,21 @@ class TaskDescription(_message.Message):
     candidates: _containers.RepeatedCompositeFieldContainer[_decision_pb2.CandidateRef]
     streaming: bool
     def __init__(self, name: _Optional[str] = ..., summary: _Optional[str] = ..., feature_service: _Optional[str] = ..., entity: _Optional[_Iterable[str]] = ..., fields: _Optional[_Iterable[str]] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., data_class: _Optional[_Union[_context_pb2.DataClass, str]] = ..., candidates: _Optional[_Iterable[_Union[_decision_pb2.CandidateRef, _Mapping]]] = ..., streaming: _Optional[bool] = ...) -> None: ...
+
+class OverridePathRequest(_message.Message):
+    __slots__ = ("path", "drained", "reason")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    DRAINED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    path: _context_pb2.Path
+    drained: bool
+    reason: str
+    def __init__(self, path: _Optional[_Union[_context_pb2.Path, str]] = ..., drained: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class OverridePathResponse(_message.Message):
+    __slots__ = ("drained", "leaf_index")
+    DRAINED_FIELD_NUMBER: _ClassVar[int]
+    LEAF_INDEX_FIELD_NUMBER: _ClassVar[int]
+    drained: _containers.RepeatedScalarFieldContainer[_context_pb2.Path]
+    leaf_index: int
+    def __init__(self, drained: _Optional[_Iterable[_Union[_context_pb2.Path, str]]] = ..., leaf_index: _Optional[int] = ...) -> None: ...

@@ -60,6 +60,11 @@ class RouterStub:
                 request_serializer=twinpath_dot_router_dot_v1_dot_router__pb2.DescribeRequest.SerializeToString,
                 response_deserializer=twinpath_dot_router_dot_v1_dot_router__pb2.DescribeResponse.FromString,
                 _registered_method=True)
+        self.OverridePath = channel.unary_unary(
+                '/twinpath.router.v1.Router/OverridePath',
+                request_serializer=twinpath_dot_router_dot_v1_dot_router__pb2.OverridePathRequest.SerializeToString,
+                response_deserializer=twinpath_dot_router_dot_v1_dot_router__pb2.OverridePathResponse.FromString,
+                _registered_method=True)
 
 
 class RouterServicer:
@@ -102,6 +107,15 @@ class RouterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OverridePath(self, request, context):
+        """OverridePath drains a path, or gives it its traffic back, by a person's word. It can only take
+        candidates away, never admit one that policy refuses. It holds at every router within
+        seconds and over restarts, and leaves an OVERRIDE record.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -129,6 +143,11 @@ def add_RouterServicer_to_server(servicer, server):
                     servicer.Describe,
                     request_deserializer=twinpath_dot_router_dot_v1_dot_router__pb2.DescribeRequest.FromString,
                     response_serializer=twinpath_dot_router_dot_v1_dot_router__pb2.DescribeResponse.SerializeToString,
+            ),
+            'OverridePath': grpc.unary_unary_rpc_method_handler(
+                    servicer.OverridePath,
+                    request_deserializer=twinpath_dot_router_dot_v1_dot_router__pb2.OverridePathRequest.FromString,
+                    response_serializer=twinpath_dot_router_dot_v1_dot_router__pb2.OverridePathResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -267,6 +286,33 @@ class Router:
             '/twinpath.router.v1.Router/Describe',
             twinpath_dot_router_dot_v1_dot_router__pb2.DescribeRequest.SerializeToString,
             twinpath_dot_router_dot_v1_dot_router__pb2.DescribeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OverridePath(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinpath.router.v1.Router/OverridePath',
+            twinpath_dot_router_dot_v1_dot_router__pb2.OverridePathRequest.SerializeToString,
+            twinpath_dot_router_dot_v1_dot_router__pb2.OverridePathResponse.FromString,
             options,
             channel_credentials,
             insecure,
