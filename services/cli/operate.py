@@ -41,11 +41,14 @@ def demo() -> None:
 
 
 def trace(
-    trace_id: Annotated[str, typer.Argument(help="32 hex digits; none: the newest trace.")] = "",
+    trace_id: Annotated[
+        str, typer.Argument(help="32 hex digits; none: the newest decision's.")
+    ] = "",
 ) -> None:
     """Show a trace of the running mesh as a tree."""
     from services.cli.tracing.query import Traces, TracesGoneError  # noqa: PLC0415 - as above
     from services.cli.tracing.tree import tree  # noqa: PLC0415
+    from twinpath.telemetry import DECISION_ID  # noqa: PLC0415
 
     try:
         mesh = connect()
@@ -54,7 +57,7 @@ def trace(
             console.show_problem("no traces here", f"Spans go to {endpoint}: look there.")
             raise SystemExit(1)
         traces = Traces(mesh.description.traces_url)
-        newest = traces.newest(1)
+        newest = traces.newest(1, DECISION_ID)
         chosen = trace_id or (newest[0] if newest else "")
         spans = traces.spans(chosen) if chosen else []
     except MeshNotRunningError as error:
@@ -64,7 +67,7 @@ def trace(
         console.show_problem("the collector does not answer", str(error))
         raise SystemExit(1) from None
     if not spans:
-        what = f"Trace {trace_id} is not known." if trace_id else "No trace has come in yet."
+        what = f"Trace {trace_id} is not known." if trace_id else "No decision has come in yet."
         console.show_problem("no such trace", f"{what} Spans arrive within a second of a call.")
         raise SystemExit(1)
     console.out.print(tree(spans))

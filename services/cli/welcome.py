@@ -44,25 +44,26 @@ def welcome(mesh: Mesh) -> RenderableType:
 def _listens(mesh: Mesh) -> Table:
     wiring = mesh.wiring
     table = Table(box=None, pad_edge=False)
-    for column in ("", "listens at", "metrics", ""):
-        table.add_column(column, no_wrap=True)
+    table.add_column("", style="bold", no_wrap=True)
+    table.add_column("listens at", overflow="fold")
+    table.add_column("metrics", no_wrap=True)
+    table.add_column("", style="dim")
     for name in SERVICES:
-        metrics = f"http://{wiring.metrics[name]}/metrics"
-        table.add_row(f"[bold]{name}[/]", wiring.services[name], metrics, f"[dim]{_WHAT[name]}[/]")
-    table.add_section()
-    triton = getattr(mesh.processes.get("triton"), "metrics_url", "")
+        port = wiring.metrics[name].rpartition(":")[2]
+        table.add_row(name, wiring.services[name], f":{port}/metrics", _WHAT[name])
+    triton = getattr(mesh.processes.get("triton"), "metrics_port", 0)
     rows = [
-        ("triton", wiring.triton_url, triton, "model server, gRPC"),
+        ("triton", wiring.triton_url, f":{triton}/metrics" if triton else "", "model server"),
         ("state", wiring.state_url, "", "Redis protocol"),
-        ("features-store", wiring.features_url, "", "Redis protocol, Feast's online store"),
-        ("stand-in vendor", wiring.standin_url, "", f"not a vendor; admin {mesh.standin_admin}"),
+        ("features-store", wiring.features_url, "", "Redis protocol, for Feast"),
+        ("stand-in vendor", wiring.standin_url, "", f"no real vendor; admin {mesh.standin_admin}"),
     ]
     if mesh.collector is not None:
-        rows.append(("traces", mesh.collector.endpoint, "", f"OTLP; queries {mesh.collector.url}"))
+        rows.append(("traces", mesh.collector.endpoint, "", "OTLP; see `twinpath trace`"))
     else:
-        rows.append(("traces", wiring.otlp_endpoint, "", "OTLP, yours"))
+        rows.append(("traces", wiring.otlp_endpoint, "", "OTLP, your collector"))
     for name, address, metrics, what in rows:
-        table.add_row(name, escape(address), metrics, f"[dim]{what}[/]")
+        table.add_row(name, escape(address), metrics, what)
     return table
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console, RenderableType
 from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from services.cli.demo.stage import Stage
@@ -45,8 +46,10 @@ class Evidence:
         for thing in self.shown:
             console.print(Padding(thing, (0, 0, 1, 2)))
         for check in self.checks:
-            mark = ("  ✓ ", "bold green") if check.held else ("  ✗ ", "bold red")
-            console.print(Text.assemble(mark, (check.claim, "" if check.held else "red")))
+            line = Table.grid(padding=(0, 1))
+            mark = Text("✓", "bold green") if check.held else Text("✗", "bold red")
+            line.add_row(mark, Text(check.claim, "" if check.held else "red"))
+            console.print(Padding(line, (0, 0, 0, 2)))
 
 
 @dataclass(frozen=True, slots=True)

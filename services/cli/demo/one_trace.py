@@ -26,6 +26,7 @@ _EXPECTED = {
 
 async def one_trace(stage: Stage, evidence: Evidence) -> None:
     """Let the vendor fail once, so that one decision tries both paths, and draw its trace."""
+    await stage.until_answered(DIABETES, context_pb2.PATH_REMOTE)
     await stage.until_first(DIABETES, context_pb2.PATH_REMOTE)
     await stage.faults({"fault": "error;status=503"})
     try:

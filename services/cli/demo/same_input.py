@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.table import Table
 
 from services.cli import render
@@ -43,16 +45,17 @@ async def same_input(stage: Stage, evidence: Evidence) -> None:
 
 def _table(*replies: router_pb2.InferResponse) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column in ("path", "model", "output", "input digest", "latency", "cost"):
-        table.add_column(column, no_wrap=True)
+    table.add_column("")
     for reply in replies:
-        ref = reply.answered_by
-        table.add_row(
-            render.path_name(ref.path),
-            f"{ref.model} v{ref.version}",
-            ", ".join(render.tensor(output) for output in reply.outputs),
-            reply.input_digest.hex()[:12] + "…",
-            duration(reply.latency_us),
-            render.cost(reply.cost if reply.HasField("cost") else None),
-        )
+        table.add_column(f"{render.path_name(reply.answered_by.path)} path", no_wrap=True)
+    rows: dict[str, Callable[[router_pb2.InferResponse], str]] = {
+        "model": lambda r: f"{r.answered_by.model} v{r.answered_by.version}",
+        "output": lambda r: ", ".join(render.tensor(output) for output in r.outputs),
+        "input digest": lambda r: r.input_digest.hex()[:24] + "…",
+        "latency": lambda r: duration(r.latency_us),
+        "cost": lambda r: render.cost(r.cost if r.HasField("cost") else None),
+        "decision": lambda r: r.decision_id[:24] + "…",
+    }
+    for name, fact in rows.items():
+        table.add_row(f"[dim]{name}[/]", *(fact(reply) for reply in replies))
     return table

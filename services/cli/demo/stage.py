@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
@@ -108,20 +109,32 @@ class Stage:
 
         return await patiently(first)
 
-    async def until_not_ready(self, task: str, path: int) -> bool:
-        """Wait until the router knows that a path's candidates are not ready."""
+    async def until_left_out(self, task: str, path: int) -> bool:
+        """Ask until the router has noticed, and its plan leaves a path out for its health."""
 
-        async def refused() -> bool:
-            plan = await self.plan(task)
+        async def left_out() -> bool:
+            await self.refusal(task)
             kinds = {
                 refusal.kind
-                for entry in plan.entries
+                for entry in (await self.plan(task)).entries
                 if entry.candidate.path == path
                 for refusal in entry.refusals
             }
             return decision_pb2.REFUSAL_KIND_HEALTH in kinds
 
-        return await patiently(refused)
+        return await patiently(left_out)
+
+    async def until_answered(self, task: str, path: int) -> router_pb2.InferResponse | None:
+        """Ask until a path answers again: breakers let a probe through now and then."""
+        found: list[router_pb2.InferResponse] = []
+
+        async def answered() -> bool:
+            with contextlib.suppress(ServiceError):
+                found.append(await self.infer(task, only_path=path))
+            return bool(found)
+
+        await patiently(answered)
+        return found[0] if found else None
 
     # ---- as an operator -----------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.console import Group
 from rich.text import Text
 
 from services.cli import render
@@ -18,14 +19,14 @@ async def vendor_down(stage: Stage, evidence: Evidence) -> None:
     await stage.faults({"fault": "outage"})
     try:
         at_once = await stage.infer(DIABETES)
-        noticed = await stage.until_not_ready(DIABETES, context_pb2.PATH_REMOTE)
+        noticed = await stage.until_left_out(DIABETES, context_pb2.PATH_REMOTE)
         later = await stage.infer(DIABETES)
         alone = await stage.refusal(DIABETES, only_path=context_pb2.PATH_REMOTE)
     finally:
         await stage.faults()
-    back = await stage.until_first(DIABETES, context_pb2.PATH_REMOTE)
-    for moment, reply in (("usual", usual), ("outage", at_once), ("noticed", later)):
-        evidence.show(_line(moment, reply))
+    back = await stage.until_answered(DIABETES, context_pb2.PATH_REMOTE)
+    moments = (("before", usual), ("at once", at_once), ("later", later))
+    evidence.show(Group(*(_line(moment, reply) for moment, reply in moments)))
     evidence.check(
         preferred and usual.answered_by.path == context_pb2.PATH_REMOTE,
         "the task's file was changed to prefer the vendor, no restart: the vendor answered",
@@ -44,13 +45,14 @@ async def vendor_down(stage: Stage, evidence: Evidence) -> None:
         "for the remote path alone there is no answer: "
         + (f"{alone.code.name} {alone.reason}" if alone is not None else "but there was one"),
     )
-    evidence.check(back, "the outage ends, and the plan has the vendor first again")
+    evidence.check(back is not None, "the outage ends, and the vendor answers again")
 
 
 def _line(moment: str, reply: router_pb2.InferResponse) -> Text:
-    line = Text(f"{moment:8} ", style="dim")
-    line.append_text(render.candidate(reply.answered_by))
-    line.append(f"  {', '.join(render.tensor(output) for output in reply.outputs)}")
+    ref = reply.answered_by
+    line = Text(f"{moment:7}  ", style="dim")
+    line.append(f"{render.path_name(ref.path):6}  {ref.model} v{ref.version}  ", style="bold")
+    line.append(", ".join(render.tensor(output) for output in reply.outputs))
     failed = [attempt.reason for attempt in reply.attempts if attempt.code]
     if failed:
         line.append(f"  after {', '.join(failed)}", style="yellow")

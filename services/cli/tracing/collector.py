@@ -2,7 +2,7 @@
 
 OTLP/gRPC   opentelemetry.proto.collector.trace.v1.TraceService
 POST        /v1/traces       OTLP/HTTP, JSON or protobuf, gzip or plain
-GET         /traces          ids of the newest traces; ?limit=N (20)
+GET         /traces          ids of the newest traces; ?limit=N (20), &attribute=NAME
 GET         /traces/<id>     the spans of one trace, as JSON
 """
 
@@ -147,9 +147,11 @@ class _Handler(BaseHTTPRequestHandler):
             spans = self.server.spans.trace(found[1])
             self._answer(HTTPStatus.OK, {"spans": [asdict(span) for span in spans]})
         elif where.path == "/traces":
-            limit = parse_qs(where.query).get("limit", ["20"])[0]
+            asked = parse_qs(where.query)
+            limit = asked.get("limit", ["20"])[0]
             count = int(limit) if limit.isdigit() else 20
-            self._answer(HTTPStatus.OK, {"traces": self.server.spans.newest(count)})
+            found = self.server.spans.newest(count, asked.get("attribute", [""])[0])
+            self._answer(HTTPStatus.OK, {"traces": found})
         else:
             self._answer(HTTPStatus.NOT_FOUND, {"error": "ask for /traces or /traces/<trace id>"})
 

@@ -22,9 +22,9 @@ class Traces:
     def __init__(self, url: str) -> None:
         self._url = url
 
-    def newest(self, count: int) -> list[str]:
-        """Ids of the newest traces, the newest first."""
-        found: list[str] = self._get(f"/traces?limit={count}")["traces"]
+    def newest(self, count: int, attribute: str = "") -> list[str]:
+        """Ids of the newest traces with a span that has an attribute, the newest first."""
+        found: list[str] = self._get(f"/traces?limit={count}&attribute={attribute}")["traces"]
         return found
 
     def spans(self, trace_id: str) -> list[Span]:

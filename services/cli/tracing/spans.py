@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 Attribute = str | int | float | bool
 
@@ -86,10 +87,20 @@ class SpanStore:
             spans = list(self._traces.get(trace_id.lower(), {}).values())
         return sorted(spans, key=lambda span: (span.start_ns, span.span_id))
 
-    def newest(self, count: int) -> list[str]:
-        """Ids of the newest traces, the newest first."""
+    def newest(self, count: int, attribute: str = "") -> list[str]:
+        """Ids of the newest traces, the newest first.
+
+        Args:
+            count: At most so many.
+            attribute: Only traces in which a span has this attribute; empty: all.
+        """
         with self._lock:
-            return list(reversed(self._traces))[:count]
+            fitting = (
+                trace_id
+                for trace_id, spans in reversed(self._traces.items())
+                if not attribute or any(attribute in span.attributes for span in spans.values())
+            )
+            return list(islice(fitting, count))
 
     def __len__(self) -> int:
         """How many spans are kept."""

@@ -38,7 +38,6 @@ def tree(spans: Sequence[Span], title: str = "") -> Tree:
     children: dict[str, list[Span]] = defaultdict(list)
     for span in ordered:
         children[span.parent_id if span.parent_id in known else ""].append(span)
-    width = max((len(span.service) for span in ordered), default=0)
     root = Tree(Text(title or (f"trace {ordered[0].trace_id}" if ordered else "no spans")))
     drawn: set[str] = set()
 
@@ -47,18 +46,22 @@ def tree(spans: Sequence[Span], title: str = "") -> Tree:
             if span.span_id in drawn:  # a span that is its own ancestor must not hang us
                 continue
             drawn.add(span.span_id)
-            draw(branch.add(_line(span, colours[span.service], width)), span.span_id)
+            draw(branch.add(_line(span, colours[span.service])), span.span_id)
 
     draw(root, "")
     return root
 
 
-def _line(span: Span, colour: str, width: int) -> Text:
+def _line(span: Span, colour: str) -> Text:
     line = Text(no_wrap=True, overflow="ellipsis")
-    line.append(span.service.ljust(width), style=colour)
-    line.append(f" {duration(span.duration_us):>8}", style="dim")
-    line.append(f"  {span.name}", style="red" if span.error else "")
-    shown = [str(span.attributes[name]) for name in _SHOWN if name in span.attributes]
+    line.append(span.service.removeprefix("twinpath-"), style=colour)
+    line.append(f" {_short(span.name)}", style="red" if span.error else "")
+    line.append(f"  {duration(span.duration_us)}", style="bold")
+    shown = [
+        str(span.attributes[name]).removeprefix("ATTEMPT_KIND_").lower()
+        for name in _SHOWN
+        if name in span.attributes
+    ]
     if shown:
         line.append(f"  {' '.join(shown)}", style="dim")
     if span.error:
@@ -66,6 +69,11 @@ def _line(span: Span, colour: str, width: int) -> Text:
         if span.message:
             line.append(f" {span.message}", style="red")
     return line
+
+
+def _short(name: str) -> str:
+    """A method without its package: `Router/Infer` for `/twinpath.router.v1.Router/Infer`."""
+    return name.rpartition(".")[2] if name.startswith("/") else name
 
 
 def duration(microseconds: float) -> str:
