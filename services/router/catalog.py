@@ -157,6 +157,9 @@ class Task(_Strict):
     inputs: list[InputSpec] = Field(min_length=1)
     outputs: list[OutputSpec] = Field(min_length=1)
     candidates: list[CandidateSpec] = Field(min_length=1)
+    audit_outage: Literal["refuse", "outbox"] = Field(
+        default="refuse", description="refuse, or decide on with records in the local outbox"
+    )
     objective: ObjectiveSpec = Field(default_factory=ObjectiveSpec)
     resilience: ResilienceSpec = Field(default_factory=ResilienceSpec)
 
@@ -168,6 +171,12 @@ class Task(_Strict):
         if twice:
             raise ValueError(f"candidate ids stand twice: {', '.join(sorted(twice))}")
         return value
+
+    @model_validator(mode="after")
+    def _restricted_waits_for_the_log(self) -> Task:
+        if self.data_class == "restricted" and self.audit_outage == "outbox":
+            raise ValueError("a restricted task can't decide while the audit log is away")
+        return self
 
     @model_validator(mode="after")
     def _sources_exist(self) -> Task:

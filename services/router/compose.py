@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from importlib import metadata
 
@@ -17,17 +18,27 @@ from services.chassis.errors import UnavailableError
 from services.chassis.run import Mount, Service
 from services.router.attempt import Attempter
 from services.router.board import Board
-from services.router.catalog import CatalogKeeper
+from services.router.catalog import Catalog, CatalogKeeper
 from services.router.clients import AuditClient, FeaturesClient, InferenceClient, RedisClaims
 from services.router.dispatch import Dispatcher
 from services.router.grants import GrantSigner
 from services.router.limiter import Limiter, LimiterConfig
+from services.router.outbox import Outbox, OutboxAudit
 from services.router.overrides import Overrides
 from services.router.pipeline import CatalogView, Pipeline
-from services.router.ports import Inference
+from services.router.ports import Audit, Inference
 from services.router.servicer import RouterServicer
 from services.router.settings import RouterSettings
+from twinpath.audit.v1 import audit_pb2
+from twinpath.common.v1 import context_pb2
 from twinpath.router.v1 import router_pb2_grpc
+
+
+def may_wait(catalog: Catalog, entry: audit_pb2.Entry) -> bool:
+    """Tell whether an entry may wait in the outbox: its task allows it, nothing is restricted."""
+    task = catalog.tasks.get(entry.record.task)
+    restricted = entry.record.data_class >= context_pb2.DATA_CLASS_RESTRICTED
+    return task is not None and task.audit_outage == "outbox" and not restricted
 
 
 async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
@@ -61,7 +72,14 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
     def catalog() -> CatalogView:
         return CatalogView(keeper.catalog, stale=bool(keeper.stale_reason))
 
-    audit = AuditClient(audit_channel, clock)
+    audit: Audit = AuditClient(audit_channel, clock)
+    background: list[Callable[[], Awaitable[None]]] = []
+    if settings.outbox is not None:
+        outbox = Outbox(settings.outbox, clock, max_bytes=settings.outbox_bytes)
+        stack.push_async_callback(outbox.close)
+        behind = OutboxAudit(audit, outbox, lambda entry: may_wait(keeper.catalog, entry))
+        background.append(lambda: behind.watch(settings.refresh_s))
+        audit = behind
     overrides = Overrides(state, audit, board, clock)
     pipeline = Pipeline(
         catalog=catalog,
@@ -87,6 +105,11 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
         if state_now is not grpc.ChannelConnectivity.READY:
             raise UnavailableError("UNREACHABLE", f"{name} is {state_now.name.lower()}")
 
+    async def ping_audit() -> None:
+        """Without the log only tasks with an outbox can be decided; that is still serving."""
+        if settings.outbox is None:
+            await ping_channel(audit_channel, "audit")
+
     async def ping_paths() -> None:
         """One path that answers is enough to serve."""
         if all(board.is_down(path) for path in paths):
@@ -107,9 +130,9 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
             )
         ],
         pings={
-            "audit": lambda: ping_channel(audit_channel, "audit"),
+            "audit": ping_audit,
             "features": lambda: ping_channel(features_channel, "features"),
             "paths": ping_paths,
         },
-        background=[watch_board, watch_overrides, keeper.watch],
+        background=[watch_board, watch_overrides, keeper.watch, *background],
     )

@@ -41,6 +41,10 @@ class RouterSettings(ServiceSettings):
         ge=1,
         description="the adaptive limit of decisions at once never goes above this",
     )
+    outbox: Path | None = Field(
+        default=None, description="file for records while audit is away; none: no outbox"
+    )
+    outbox_bytes: int = Field(default=64 * 1024 * 1024, ge=65536, description="its largest size")
     refresh_s: float = Field(
         default=1.0, gt=0, description="seconds between looks at the paths and the catalog's files"
     )
