@@ -42,19 +42,26 @@ def running(process: ManagedProcess) -> Iterator[None]:
         _now(process.stop())
 
 
-@contextlib.contextmanager
-def triton(folder: Path, *models: Callable[[Path], None], **options: Any) -> Iterator[Triton]:
-    """Run a real Triton with these test models, all of them if none is named."""
+def new_triton(folder: Path, *models: Callable[[Path], None], **options: Any) -> Triton:
+    """Return a Triton with these test models, all of them if none is named; not started yet."""
     repository = triton_models.repository(folder / "models", *models)
-    server = Triton(
+    return Triton(
         TritonOptions(
             repository,
             folder / "run",
             triton_models.TRITON_ENV,
             backends=triton_models.BACKENDS,
+            # A stream that was cancelled must not hold the end of a test up.
+            extra=("--exit-timeout-secs", "1"),
             **options,
         )
     )
+
+
+@contextlib.contextmanager
+def triton(folder: Path, *models: Callable[[Path], None], **options: Any) -> Iterator[Triton]:
+    """Run a real Triton with these test models; for fixtures that outlive event loops."""
+    server = new_triton(folder, *models, **options)
     with running(server):
         yield server
 

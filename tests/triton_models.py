@@ -109,31 +109,42 @@ class TritonPythonModel:
 """
 
 _STREAM = '''
-import os, time
+import time
+from pathlib import Path
+
 import numpy as np
 import triton_python_backend_utils as pb
 
+
 class TritonPythonModel:
-    """Says each word of `text_input` in a chunk of its own, with vLLM's tensors."""
+    """Says each word of `text_input` in a chunk of its own, with the vLLM backend's tensors."""
+
+    def initialize(self, args):
+        self.log = Path(args["model_repository"]).parent.parent / "cancelled.txt"
 
     def execute(self, requests):
         for request in requests:
-            sender = request.get_response_sender()
-            text = pb.get_input_tensor_by_name(request, "text_input").as_numpy().reshape(-1)[0]
-            stop = pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-            for word in text.decode().split():
-                if request.is_cancelled():
-                    with open(os.environ.get("TMPDIR", "/tmp") + "/twinpath_cancelled", "a") as log:
-                        log.write(text.decode()[:32] + "\\n")
-                    break
-                if word == "FAIL":
-                    sender.send(pb.InferenceResponse(error=pb.TritonError("secret 1234")))
-                    break
-                if word == "WAIT":
-                    time.sleep(0.05)
-                tensor = pb.Tensor("text_output", np.array([word.encode() + b" "], dtype=object))
-                sender.send(pb.InferenceResponse([tensor]))
-            sender.send(flags=stop)
+            self.answer(request, request.get_response_sender())
+
+    def answer(self, request, sender):
+        text = pb.get_input_tensor_by_name(request, "text_input").as_numpy().reshape(-1)[0]
+        for word in text.decode().split():
+            if request.is_cancelled():
+                with self.log.open("a") as log:
+                    log.write(text.decode()[:40] + "\\n")
+                break
+            if word == "FAIL":
+                sender.send(pb.InferenceResponse(error=pb.TritonError("secret 1234")))
+                break
+            if word == "WAIT":
+                time.sleep(0.05)
+            if word == "WRONG":
+                tensor = pb.Tensor("text_output", np.zeros((1, 2), dtype=np.float32))
+            else:
+                said = np.array([word.encode() + b" "], dtype=np.object_)
+                tensor = pb.Tensor("text_output", said)
+            sender.send(pb.InferenceResponse([tensor]))
+        sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 '''
 
 

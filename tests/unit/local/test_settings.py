@@ -1,0 +1,41 @@
+"""The settings of the local path."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.chassis.settings import SettingsError, load
+from services.local.settings import LocalSettings
+from tests.support import MeshKeys
+
+
+def test_everything_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line for each variable."""
+    for name in ("TWINPATH_TRITON_URL", "TWINPATH_LOCAL_LISTEN", "TWINPATH_TRUSTED_KEYS"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SettingsError) as caught:
+        load(LocalSettings)
+    for name in ("TWINPATH_TRITON_URL", "TWINPATH_LOCAL_LISTEN", "TWINPATH_TRUSTED_KEYS"):
+        assert f"{name}: is missing" in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["", "localhost", "http://localhost:8001", "a:1,b", "a:1,,b:2"])
+def test_a_wrong_address_is_named(
+    monkeypatch: pytest.MonkeyPatch, keys: MeshKeys, url: str
+) -> None:
+    """It must be host:port, or several of them."""
+    for name, value in keys.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TWINPATH_LOCAL_LISTEN", "127.0.0.1:0")
+    monkeypatch.setenv("TWINPATH_TRITON_URL", url)
+    with pytest.raises(SettingsError, match="TWINPATH_TRITON_URL"):
+        load(LocalSettings)
+
+
+def test_replicas_are_listed_once_each(monkeypatch: pytest.MonkeyPatch, keys: MeshKeys) -> None:
+    """In their order."""
+    for name, value in keys.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TWINPATH_LOCAL_LISTEN", "127.0.0.1:0")
+    monkeypatch.setenv("TWINPATH_TRITON_URL", "b:1, a:2,b:1")
+    assert load(LocalSettings).replicas == ["b:1", "a:2"]
