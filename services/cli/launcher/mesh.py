@@ -304,7 +304,7 @@ class Mesh:
                 traces_url=self.collector.url if self.collector is not None else "",
                 standin_admin=self.standin_admin,
                 audit_log=str(layout.audit),
-                audit_keys=str(self.keys.audit),
+                audit_keys=str(self.keys.audit / "checkpoints.key.vkey"),
                 urls=urls,
             ),
         )

@@ -150,8 +150,8 @@ class _Handler(BaseHTTPRequestHandler):
             asked = parse_qs(where.query)
             limit = asked.get("limit", ["20"])[0]
             count = int(limit) if limit.isdigit() else 20
-            found = self.server.spans.newest(count, asked.get("attribute", [""])[0])
-            self._answer(HTTPStatus.OK, {"traces": found})
+            newest = self.server.spans.newest(count, asked.get("attribute", [""])[0])
+            self._answer(HTTPStatus.OK, {"traces": newest})
         else:
             self._answer(HTTPStatus.NOT_FOUND, {"error": "ask for /traces or /traces/<trace id>"})
 
