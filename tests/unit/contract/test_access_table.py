@@ -35,6 +35,7 @@ EXPECTED: dict[str, set[str]] = {
     f"{ROUTER}/BatchInfer": {"role:caller", "role:operator"},
     f"{ROUTER}/Explain": {"role:caller", "role:operator", "role:auditor"},
     f"{ROUTER}/Describe": {"role:caller", "role:operator", "role:auditor"},
+    f"{ROUTER}/OverridePath": {"role:operator"},
     f"{FEATURES}/GetFeatures": {"service:router", "role:operator"},
     f"{FEATURES}/Describe": {"service:router", "role:operator"},
     f"{FEATURES}/Push": {"role:feature_writer"},
