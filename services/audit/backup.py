@@ -125,7 +125,7 @@ def _checked(folder: Path, keys: Sequence[VerifierKey]) -> Copied:
     try:
         files, payload_files = OsFileSystem(folder / LOG), OsFileSystem(folder / PAYLOADS)
         journal, _ = Journal.open(files)
-        payloads, _ = Journal.open(payload_files, hasher=payload_digest)
+        payloads, _ = Journal.open(payload_files, hasher=payload_digest, watermark=False)
         report = verify.verify_log(files, keys)
         count = payloads.size
         for opened in (journal, payloads, files, payload_files):

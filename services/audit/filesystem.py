@@ -100,6 +100,7 @@ class OsFileSystem:
         """
         self.directory = directory
         self._readers: dict[str, int] = {}
+        self._hints: dict[str, int] = {}
         self._reading = threading.Lock()
         self._lock = -1
         if exclusive:
@@ -114,6 +115,9 @@ class OsFileSystem:
     def close(self) -> None:
         """Give up the lock and the open files."""
         self._forget_readers()
+        for file in self._hints.values():
+            os.close(file)
+        self._hints.clear()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -147,11 +151,11 @@ class OsFileSystem:
 
     def overwrite(self, name: str, data: bytes) -> None:
         """Write at offset 0, unsynced."""
-        file = os.open(self.directory / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        try:
-            os.pwrite(file, data, 0)
-        finally:
-            os.close(file)
+        file = self._hints.get(name)
+        if file is None:
+            file = os.open(self.directory / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            self._hints[name] = file
+        os.pwrite(file, data, 0)
 
     def replace(self, name: str, data: bytes) -> None:
         """Write beside, sync, rename, sync the directory."""

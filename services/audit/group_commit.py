@@ -129,6 +129,7 @@ class GroupCommit:
         loop = asyncio.get_running_loop()
         try:
             while self._waiting:
+                await asyncio.sleep(0)  # what has arrived by now comes along
                 group = self._take()
                 leaves = [leaf for waiting in group for leaf in waiting.leaves]
                 hashes = [hashed for waiting in group for hashed in waiting.hashes]

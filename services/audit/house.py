@@ -78,6 +78,7 @@ class House:
         async with asyncio.TaskGroup() as group:
             group.create_task(_raise(self._ledger.failed))
             group.create_task(self._ledger.run_index())
+            group.create_task(upkeep.save_regularly(self._ledger))
             group.create_task(upkeep.sign_regularly(self.reader, settings.checkpoint_interval_s))
             group.create_task(
                 upkeep.reconcile_regularly(
@@ -102,6 +103,7 @@ class House:
         if not ledger.failed.done():
             await self._reader.checkpoint(now=True)
             await ledger.index.flush()
+            await upkeep.save_seen(ledger)
         self._reader = None
         ledger.storage.close()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -201,6 +201,15 @@ class Index:
                 if row[0] is not None:
                     found[decision] = row[0]
         return found
+
+    def decisions(self, kind: int, start: int = 0) -> Iterator[str]:
+        """Yield the decision of each record of a kind from leaf `start` on."""
+        with self._searching:
+            rows = self._searcher.execute(
+                "SELECT decision FROM records WHERE leaf >= ? AND kind = ?", (start, kind)
+            )
+            for (decision,) in rows:
+                yield decision
 
     def decision(self, decision: str) -> list[int]:
         """Return all leaves of a decision, oldest first."""

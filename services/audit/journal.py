@@ -18,7 +18,9 @@ import bisect
 import errno
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from zlib import crc32
 
 from services.audit import frames, sidecar
@@ -27,6 +29,7 @@ from services.audit.merkle import HASH_SIZE, leaf_hash
 from services.audit.sidecar import Segment
 
 WATERMARK = "WATERMARK"
+_READERS = 4
 _MARK = struct.Struct("<QI")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -83,11 +86,18 @@ class Journal:
     """The segments of one log. One thread appends; any thread reads what was appended."""
 
     def __init__(
-        self, files: FileSystem, segments: list[Segment], limits: Limits, hasher: Hasher
+        self,
+        files: FileSystem,
+        segments: list[Segment],
+        limits: Limits,
+        hasher: Hasher,
+        *,
+        watermark: bool,
     ) -> None:
         """Use `Journal.open`."""
         self._files = files
         self._hasher = hasher
+        self._watermark = watermark
         self._segments = segments
         self._starts = [segment.first_index for segment in segments]
         self._limits = limits
@@ -102,6 +112,7 @@ class Journal:
         durable_size: int = 0,
         limits: Limits | None = None,
         hasher: Hasher = leaf_hash,
+        watermark: bool = True,
     ) -> tuple[Journal, Recovery]:
         """Read the log's state, and make its end fit to append to.
 
@@ -111,6 +122,7 @@ class Journal:
                 in the last signed checkpoint.
             limits: when a new segment starts.
             hasher: makes the 32-byte hash that is kept of each leaf.
+            watermark: leave a hint after each batch that it was durable.
 
         Raises:
             CorruptLogError: a record that was durable is damaged or missing.
@@ -121,12 +133,17 @@ class Journal:
         rebuilt: list[str] = []
         cut = Recovery(0)
         names = frames.segment_names(files.names())
+        # Checksums and reads let other threads run: the sealed segments are checked side by side.
+        with ThreadPoolExecutor(max_workers=_READERS) as pool:
+            sealed = dict(
+                zip(names[:-1], pool.map(partial(_load_sealed, files), names[:-1]), strict=True)
+            )
         for name in names:
             expected = segments[-1].next_index if segments else 0
             if frames.first_index_of(name) != expected:
                 raise CorruptLogError(expected, f"its segment is missing before {name}")
             if name != names[-1]:
-                segment = _load_sealed(files, name)
+                segment = sealed[name]
                 if segment is None:
                     segment = _scan_sealed(files, name, hasher)
                     files.replace(sidecar.side_name(name), sidecar.encode(segment))
@@ -137,7 +154,7 @@ class Journal:
         size = segments[-1].next_index if segments else 0
         if size < durable:
             raise CorruptLogError(size, f"missing, though {durable} records were durable")
-        journal = Journal(files, segments, limits or Limits(), hasher)
+        journal = Journal(files, segments, limits or Limits(), hasher, watermark=watermark)
         return journal, Recovery(size, cut.cut_bytes, cut.cut_segment, tuple(rebuilt))
 
     @property
@@ -190,7 +207,8 @@ class Journal:
         segment.size += len(data)
         segment.crc = crc32(data, segment.crc)
         self._size = first + len(leaves)
-        self._mark()
+        if self._watermark:
+            self._mark()
         return first
 
     def read(self, index: int) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +68,7 @@ class Ledger:
         """Wrap a storage; `run_index` must run beside it."""
         self.storage = storage
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.index = LiveIndex(storage.index, records.OUTCOME, storage.mark_at)
+        self.index = LiveIndex(storage.index, storage.seen, records.OUTCOME, storage.mark_at)
         self._clock = clock
         self._max_record = settings.max_record_bytes
         self._last_time_us = storage.last_time_us
@@ -82,14 +83,17 @@ class Ledger:
     async def append(self, entries: Sequence[audit_pb2.Entry]) -> list[Appended]:
         """Make entries durable; one result for each, in order. Changes the entries."""
         results: list[Appended | None] = [_refused(entry) for entry in entries]
-        await self._load_keys(
-            [records.name_of(e) for e, r in zip(entries, results, strict=True) if r is None]
-        )
+        names = [records.name_of(entry) for entry in entries]
+        keyring = self.storage.keys
+        missing = [
+            n for n, r in zip(names, results, strict=True) if r is None and not keyring.cached(n)
+        ]
+        loaded = await asyncio.to_thread(keyring.ensure, missing) if missing else {}
         # From here on nothing else runs until the claims stand.
         taken: list[int] = []
         losers: list[int] = []
         sealed: list[Sealed] = []
-        claimed: list[str] = []
+        claimed: set[str] = set()
         outcomes = self.index.outcomes(
             [e.record.decision_id for e in entries if e.record.kind == records.OUTCOME]
         )
@@ -103,8 +107,8 @@ class Ledger:
             ):
                 losers.append(at)
                 continue
-            keys = self.storage.keys.cached(records.name_of(entry))
-            if keys is None:  # erased or pushed out between loading and here
+            keys = keyring.cached(names[at]) or loaded.get(names[at])
+            if keys is None or keyring.is_destroyed(keys.pseudonym):  # erased just now
                 error = UnavailableError("SUBJECT_BUSY", "the subject's keys are changing")
                 results[at] = Appended(error=error)
                 continue
@@ -115,17 +119,17 @@ class Ledger:
             taken.append(at)
             sealed.append(ready)
             if outcome:
-                claimed.append(decision)
+                claimed.add(decision)
         for at, result in zip(taken, await self._commit(sealed, claimed), strict=True):
             results[at] = result
         for at in losers:
             results[at] = await self._existing(entries[at].record.decision_id)
-        missing = Appended(error=InternalError("INTERNAL", "an entry was left over"))
-        return [result or missing for result in results]
+        left_over = Appended(error=InternalError("INTERNAL", "an entry was left over"))
+        return [result or left_over for result in results]
 
     async def append_own(self, ready: Sequence[Sealed]) -> list[Appended]:
         """Append records that the service itself makes."""
-        return await self._commit(ready, [])
+        return await self._commit(ready, frozenset())
 
     def now_us(self) -> int:
         """Return the record time for a record that is appended before the next `await`."""
@@ -147,12 +151,7 @@ class Ledger:
         """Let what waits become durable, and take nothing more."""
         await self._commits.close()
 
-    async def _load_keys(self, names: Sequence[str]) -> None:
-        missing = [name for name in names if self.storage.keys.cached(name) is None]
-        if missing:
-            await asyncio.to_thread(self.storage.keys.ensure, missing)
-
-    async def _commit(self, ready: Sequence[Sealed], claimed: Sequence[str]) -> list[Appended]:
+    async def _commit(self, ready: Sequence[Sealed], claimed: AbstractSet[str]) -> list[Appended]:
         """Write sealed records and their payloads, claiming these decisions until it is done.
 
         Up to the first `await` it runs as one piece with its caller.
@@ -173,11 +172,10 @@ class Ledger:
             self._claims[decision] = done
         if claimed:
             done.add_done_callback(lambda _: self._release(claimed))
-        await asyncio.wait({done})  # awaiting it would cancel it for all if we are cancelled
-        failure = done.exception()
-        if failure is not None:
-            return [Appended(error=_mapped(failure))] * len(ready)
-        first = done.result()
+        try:
+            first = await asyncio.shield(done)  # a caller that goes away takes nothing back
+        except (JournalFullError, JournalFailedError) as error:
+            return [Appended(error=_mapped(error))] * len(ready)
         return [Appended(leaf=first + at) for at in range(len(ready))]
 
     async def _existing(self, decision: str) -> Appended:
@@ -203,7 +201,7 @@ class Ledger:
             self.index.stored(self.storage.payloads.size - len(digests), digests)
         self.index.committed(first, [item.row for item in ready])
 
-    def _release(self, claimed: Sequence[str]) -> None:
+    def _release(self, claimed: AbstractSet[str]) -> None:
         for decision in claimed:
             self._claims.pop(decision, None)
 

@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 
 from services.audit.index import Index, Row
+from services.audit.seen import Seen
 from services.chassis.errors import UnavailableError
 
 log = logging.getLogger(__name__)
@@ -24,15 +25,19 @@ class LiveIndex:
     ask (is there an OUTCOME, where is a payload) look there first.
     """
 
-    def __init__(self, index: Index, outcome_kind: int, mark_at: Callable[[int], int]) -> None:
+    def __init__(
+        self, index: Index, seen: Seen, outcome_kind: int, mark_at: Callable[[int], int]
+    ) -> None:
         """Wrap an index that has caught up.
 
         Args:
             index: the index.
+            seen: a filter of the decisions that have an OUTCOME.
             outcome_kind: the kind of which a decision has one at most.
             mark_at: gives a number that tells what the log looked like at a size.
         """
         self.index = index
+        self._seen = seen
         self._outcome_kind = outcome_kind
         self._mark_at = mark_at
         self._rows: list[Row] = []
@@ -56,6 +61,7 @@ class LiveIndex:
         for leaf, row in enumerate(rows, first):
             if row.kind == self._outcome_kind:
                 self._outcomes.setdefault(row.decision, leaf)
+                self._seen.add(row.decision)
         self._rows.extend(rows)
         self._committed = first + len(rows)
         self._wake.set()
@@ -70,8 +76,9 @@ class LiveIndex:
 
     def outcomes(self, decisions: Sequence[str]) -> dict[str, int]:
         """Return the OUTCOME's leaf for each of the decisions that has one."""
-        found = {d: self._outcomes[d] for d in decisions if d in self._outcomes}
-        rest = [d for d in decisions if d not in found]
+        maybe = [decision for decision in decisions if decision in self._seen]
+        found = {d: self._outcomes[d] for d in maybe if d in self._outcomes}
+        rest = [d for d in maybe if d not in found]
         return found | self.index.of_kind(rest, self._outcome_kind) if rest else found
 
     def payload(self, digest: bytes) -> int | None:

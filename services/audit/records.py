@@ -29,6 +29,7 @@ _APPENDABLE = frozenset({INTENT, OUTCOME, REFUSED, FAILED, OVERRIDE})
 _OURS = ("subject", "input_hmac", "output_hmac", "record_time_unix_us", "payload_digest")
 _DEFAULT_OPEN_US = 10 * 60 * 1_000_000
 _MAX_ID = 128
+_ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +50,26 @@ def violations(entry: audit_pb2.Entry) -> list[tuple[str, str]]:
         found.append(("record.kind", "must be INTENT, OUTCOME, REFUSED, FAILED or OVERRIDE"))
     if not record.decision_id or len(record.decision_id) > _MAX_ID:
         found.append(("record.decision_id", f"must have 1 to {_MAX_ID} characters"))
-    found.extend(
-        (f"record.{name}", "must be empty; the audit service fills it")
-        for name in _OURS
-        if getattr(record, name)
-    )
+    if (  # written out: this stands in every append
+        record.record_time_unix_us
+        or record.subject
+        or record.input_hmac
+        or record.output_hmac
+        or record.payload_digest
+    ):
+        found.extend(
+            (f"record.{name}", "must be empty; the audit service fills it")
+            for name in _OURS
+            if getattr(record, name)
+        )
     return found
 
 
 def subject_name(subject: audit_pb2.Subject) -> str:
     """Return the key store's name of a subject: the same entity always has the same one."""
-    entity = [[key, *_plain(subject.entity[key])] for key in sorted(subject.entity)]
-    return json.dumps([subject.tenant, subject.entity_type, entity], ensure_ascii=False)
+    held = subject.entity
+    entity = [[key, *_plain(held[key])] for key in sorted(held)]
+    return _ENCODE([subject.tenant, subject.entity_type, entity])
 
 
 def _plain(value: value_pb2.Value) -> list[object]:

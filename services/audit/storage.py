@@ -20,6 +20,8 @@ from services.audit.index import Index, Row, Search
 from services.audit.journal import CorruptLogError, Journal, Limits, Recovery
 from services.audit.keystore import KeyStore
 from services.audit.merkle import Tree
+from services.audit.seen import Seen
+from services.audit.seen import decode as decode_seen
 from services.audit.settings import AuditSettings
 from services.audit.signing import Keyring, read_keyring
 from twinpath.audit.v1 import record_pb2
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 LOG = "log"
 PAYLOADS = "payloads"
 INDEX = "index.sqlite"
+SEEN = "seen"
 _CATCH_UP = 5_000
 
 
@@ -48,6 +51,7 @@ class Storage:
     tree: Tree
     points: CheckpointFile
     index: Index
+    seen: Seen
     keys: KeyStore
     keyring: Keyring
     origin: str
@@ -57,6 +61,10 @@ class Storage:
     def mark_at(self, size: int) -> int:
         """Return a number that tells this log at this size from any other."""
         return mark_of(self.tree, size)
+
+    def save_seen(self, size: int, mark: int) -> None:
+        """Keep the filter of decisions, complete up to a size, for the next start."""
+        self.files.replace(SEEN, self.seen.encode(size, mark))
 
     def close(self) -> None:
         """Close everything."""
@@ -118,7 +126,7 @@ def _open(
     tree = Tree(journal.leaf_hashes())
     if points.last is not None and tree.root(signed) != points.last.root:
         raise CorruptLogError(0, f"the first {signed} records are not those that were signed")
-    payloads, _ = Journal.open(payload_files, limits=limits, hasher=payload_digest)
+    payloads, _ = Journal.open(payload_files, limits=limits, hasher=payload_digest, watermark=False)
     index = _caught_up(settings.directory / INDEX, journal, payloads, tree)
     keys = KeyStore(settings.key_store, cached=settings.cached_subjects)
     _replay_erasures(index, journal, keys, now_us)
@@ -134,6 +142,7 @@ def _open(
         tree=tree,
         points=points,
         index=index,
+        seen=_seen(files, index, tree),
         keys=keys,
         keyring=keyring,
         origin=settings.origin,
@@ -162,6 +171,20 @@ def _caught_up(path: Path, journal: Journal, payloads: Journal, tree: Tree) -> I
     if digests:
         index.add_payloads(at, [digests[n : n + 32] for n in range(0, len(digests), 32)])
     return index
+
+
+def _seen(files: OsFileSystem, index: Index, tree: Tree) -> Seen:
+    """Return a filter of all decisions with an OUTCOME: the saved one and what came after."""
+    try:
+        saved = decode_seen(files.read_all(SEEN))
+    except FileNotFoundError:
+        saved = None
+    found, size = Seen(), 0
+    if saved is not None and saved[1] <= tree.size and mark_of(tree, saved[1]) == saved[2]:
+        found, size = saved[0], saved[1]
+    for decision in index.decisions(records.OUTCOME, size):
+        found.add(decision)
+    return found
 
 
 def _chunks(items: Iterable[Row], size: int) -> Iterable[list[Row]]:

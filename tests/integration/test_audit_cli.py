@@ -125,7 +125,7 @@ async def test_verify_offline(tmp_path, monkeypatch):
     )
     segment = next((tmp_path / "copy" / "log").glob("*.seg"))
     data = bytearray(segment.read_bytes())
-    data[data.find(b"d2")] ^= 1
+    data[data.find(b"\x12\x02d2") + 2] ^= 1
     segment.write_bytes(data)
     assert "first: record 2" in twinpath("verify", copy, "--key", key, code=1)
     found = json.loads(twinpath("verify", copy, "--key", key, "--json", code=1))

@@ -398,7 +398,7 @@ async def test_a_corrupt_log_is_not_served(tmp_path):
             await calls.append(entry(f"d{n}"))
     segment = next((tmp_path / "audit" / "log").glob("*.seg"))
     data = bytearray(segment.read_bytes())
-    data[data.find(b"d2")] ^= 1
+    data[data.find(b"\x12\x02d2") + 2] ^= 1
     segment.write_bytes(data)
     async with service(tmp_path) as calls:
         assert not await calls.running.health.check()
