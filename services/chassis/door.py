@@ -168,16 +168,14 @@ class Door(grpc.aio.ServerInterceptor):
     ) -> Identity:
         if self._table.open_to_all(method):
             return Identity("anyone")
-        certified = certificate_subject(context.auth_context())
+        peer = context.auth_context()
+        certified = certificate_subject(peer)
         if token:
             if isinstance(token, bytes) or not token.startswith("Bearer "):
                 raise UnauthenticatedError("TOKEN_INVALID", "authorization is no bearer token")
             identity = self._verifier.verify(token[7:])
-            if (
-                certified is not None
-                and certified != identity.subject
-                and identity.subject.startswith(SERVICE)
-            ):
+            secured = b"ssl" in peer.get("transport_security_type", ())
+            if secured and certified != identity.subject and identity.subject.startswith(SERVICE):
                 # With mTLS a stolen token alone does not make anyone a service.
                 raise UnauthenticatedError(
                     "IDENTITY_MISMATCH", "the token names another service than the certificate"

@@ -144,11 +144,15 @@ async def test_the_table_counts_for_certificates_too(
         assert type(await refusal(Stub(channel).Infer(request()))) is kind
 
 
-async def test_a_stolen_token_does_not_make_another_service(keys: MeshKeys, ca: Authority) -> None:
+@pytest.mark.parametrize("thief_name", ["features", "ann", "service:router"])
+async def test_a_stolen_token_does_not_make_another_service(
+    keys: MeshKeys, ca: Authority, thief_name: str
+) -> None:
     """A service's token counts only with that service's certificate; an end caller's does alone."""
     server = settings_for(ServiceSettings, keys, **ca.issue("local", service="local"))
+    service = thief_name if thief_name == "features" else ""
     thief = settings_for(
-        ServiceSettings, keys, service="router", **ca.issue("features", service="features")
+        ServiceSettings, keys, service="router", **ca.issue(thief_name, service=service)
     )
     both = settings_for(
         ServiceSettings, keys, service="router", **ca.issue("router", service="router")
