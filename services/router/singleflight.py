@@ -59,8 +59,6 @@ class SingleFlight(Generic[Key, Answer]):
     def _landed(self, key: Key, flight: _Flight[Answer]) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
-        if flight.task.done() and not flight.task.cancelled():
-            flight.task.exception()  # heard: nobody may be left to hear it
 
 
 async def _made(call: Callable[[], Awaitable[Answer]]) -> Answer:

@@ -143,11 +143,18 @@ def test_a_refusal_says_when_and_later_for_the_lower() -> None:
     assert hints[-1] <= LimiterConfig().retry_after_max_s
 
 
-def rounds(limiter: Limiter, count: int, outcome: Outcome, start: float, took: float) -> float:
+def rounds(
+    limiter: Limiter,
+    count: int,
+    outcome: Outcome,
+    start: float,
+    took: float,
+    priority: Priority = INTERACTIVE,
+) -> float:
     """Fill and empty it, `count` times; returns the time after."""
     now = start
     for _ in range(count):
-        tickets = fill(limiter, INTERACTIVE, now)
+        tickets = fill(limiter, priority, now)
         now += max(took, 0.1)
         for ticket in tickets:
             ticket.started = now - took
@@ -195,6 +202,21 @@ def test_ignored_requests_teach_nothing() -> None:
     rounds(limiter, 20, Outcome.IGNORED, 0.0, 0.0001)
     assert limiter.limit == LimiterConfig().initial
     assert limiter.in_flight == 0
+
+
+def test_a_batch_flood_is_not_mistaken_for_idleness() -> None:
+    """Batch alone never fills the limit; its queue must not become the time without a queue."""
+    limiter = Limiter(LimiterConfig(initial=100, minimum=2))
+    now = rounds(limiter, 3, Outcome.DONE, 0.0, 0.01, BATCH)
+    before = limiter.limit
+    seen = []
+    for _ in range(15):
+        now = rounds(limiter, 1, Outcome.DONE, now, 0.1, BATCH)
+        seen.append(limiter.limit)
+    assert seen == sorted(seen, reverse=True)
+    assert seen[-1] < before / 2
+    unqueued = limiter._kinds[""].unqueued_s
+    assert unqueued == pytest.approx(0.01)
 
 
 def test_hopeless_deadlines_do_not_lower_the_limit() -> None:

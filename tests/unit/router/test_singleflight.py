@@ -91,6 +91,7 @@ async def test_when_all_have_left_the_call_is_cancelled() -> None:
     model.go.set()
     answer, _ = await late
     assert answer == model.calls
+    assert model.cancelled == 1
     assert len(flights) == 0
 
 
