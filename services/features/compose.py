@@ -28,7 +28,7 @@ async def build(settings: FeaturesSettings, stack: AsyncExitStack) -> Service:
     coalescer = Coalescer(online.fetch_quietly, max_keys=settings.round_trip_keys)
     stack.push_async_callback(coalescer.close)
     live = Live(store.FeastRepo(settings.repo), settings.refresh_interval_s)
-    pusher = Pusher(online.client, store)
+    pusher = Pusher(online, store)
     servicer = FeaturesServicer(
         live,
         online,

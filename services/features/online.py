@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -16,7 +17,7 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from services.chassis import errors
 from services.features.coalescer import Read, Row
@@ -69,7 +70,7 @@ async def _reply(read: Any) -> Any:
 
 
 class OnlineStore:
-    """Reads and pings the online store.
+    """Reads, writes and pings the online store.
 
     Args:
         url: redis://[user:password@]host:port[,host:port…][/db] (rediss:// for TLS); several
@@ -99,11 +100,6 @@ class OnlineStore:
             self._client = redis.Redis(host=host, port=port, db=db, retry=retry, **options)
         self._cluster = topology == "cluster"
         self._timeout_s = timeout_s
-
-    @property
-    def client(self) -> Any:
-        """The redis-py client, for writes."""
-        return self._client
 
     async def fetch(self, reads: Sequence[Read]) -> list[list[Row]]:
         """Read all fields of all hashes in one round trip (one for each node of a cluster).
@@ -150,6 +146,34 @@ class OnlineStore:
             if isinstance(row, Exception) and not isinstance(row, ResponseError):
                 raise row
         return list(rows)
+
+    async def run_script(
+        self, script: str, calls: Sequence[tuple[bytes, Sequence[bytes]]]
+    ) -> list[Any]:
+        """Run a Lua script for each (key, arguments), in few round trips; return what it gave.
+
+        Raises:
+            UnavailableError: when the store does not answer. Some may have run.
+        """
+        try:
+            try:
+                return await self._run_script(script, calls)
+            except NoScriptError:
+                await self._client.script_load(script)
+                return await self._run_script(script, calls)
+        except (RedisError, OSError) as error:
+            raise unavailable(error) from error
+
+    async def _run_script(
+        self, script: str, calls: Sequence[tuple[bytes, Sequence[bytes]]]
+    ) -> list[Any]:
+        digest = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+        pipe = self._client.pipeline(transaction=False)
+        if self._cluster:  # a cluster's pipeline runs no scripts
+            return [await self._client.evalsha(digest, 1, key, *given) for key, given in calls]
+        for key, given in calls:
+            pipe.evalsha(digest, 1, key, *given)
+        return list(await pipe.execute())
 
     async def ping(self) -> None:
         """Raise when the store does not answer."""

@@ -6,17 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from opentelemetry import trace
-from redis.exceptions import RedisError
 
 from services.chassis import errors
 from services.features.definitions import Field, PushSource, PushView
 from services.features.inputs import Violation, read_columns
 from services.features.keys import feature_field, key_encoder, time_field
-from services.features.online import unavailable
+from services.features.online import OnlineStore
 from services.features.vectors import Codec
 
-_tracer = trace.get_tracer(__name__)
 _CHUNK = 500
 
 # Compares event times and writes in one step on the server: between a read and a write of a
@@ -65,14 +62,13 @@ class Pusher:
     """Writes rows.
 
     Args:
-        client: The redis-py client of the online store.
+        store: The online store.
         codec: Feast's conversions.
     """
 
-    def __init__(self, client: Any, codec: Codec) -> None:
-        self._client = client
+    def __init__(self, store: OnlineStore, codec: Codec) -> None:
+        self._store = store
         self._codec = codec
-        self._script = client.register_script(_WRITE_IF_NEWER)
 
     async def push(
         self, source: PushSource, project: str, columns: Sequence[Any]
@@ -91,11 +87,11 @@ class Pusher:
         took = [False] * rows
         for view in source.views:
             arguments = self._arguments(view, project, found, times, rows)
-            try:
-                for number, written in enumerate(await self._write(arguments)):
-                    took[number] = took[number] or written
-            except (RedisError, OSError) as error:
-                raise unavailable(error) from error
+            for start in range(0, rows, _CHUNK):
+                chunk = arguments[start : start + _CHUNK]
+                written = await self._store.run_script(_WRITE_IF_NEWER, chunk)
+                for number, answer in enumerate(written, start):
+                    took[number] = took[number] or bool(answer)
         return sum(took), rows - sum(took)
 
     def _check(
@@ -161,16 +157,6 @@ class Pusher:
                 pairs += (name, values[row])
             arguments.append((key, pairs))
         return arguments
-
-    async def _write(self, arguments: list[tuple[bytes, list[bytes]]]) -> list[bool]:
-        written: list[bool] = []
-        # In order and one after the other for a key: later rows of a batch see the earlier.
-        for start in range(0, len(arguments), _CHUNK):
-            chunk = arguments[start : start + _CHUNK]
-            with _tracer.start_as_current_span("features.push"):
-                for key, pairs in chunk:
-                    written.append(bool(await self._script(keys=[key], args=pairs)))
-        return written
 
 
 def _micros(column: Any) -> Sequence[int]:

@@ -111,10 +111,17 @@ def from_python(values: Sequence[Any], value_type: str) -> list[bytes]:
 
 
 class FeastRepo:
-    """A Feast repo's registry. Not thread-safe in itself; `load` may run in any thread."""
+    """A Feast repo's registry; `load` may run in any thread.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The repo's folder.
+        settle_s: `feast apply` does not write its file at once; a change counts when it has
+            stayed the same for this long, in seconds.
+    """
+
+    def __init__(self, path: Path, settle_s: float = _SETTLE_S) -> None:
         self._path = path
+        self._settle_s = settle_s
         self._store: FeatureStore | None = None
         self._digest = b""
         self._lock = threading.Lock()
@@ -138,8 +145,7 @@ class FeastRepo:
         store = self._store or self._open()
         digest = self._read(store)
         while digest != self._digest:
-            # `feast apply` does not write its file at once; only what stays the same counts.
-            time.sleep(_SETTLE_S)
+            time.sleep(self._settle_s)
             again = self._read(store)
             if again == digest:
                 break
@@ -321,12 +327,14 @@ class _Builder:
             projection.name: {feature.name for feature in projection.features}
             for projection in view.source_feature_view_projections.values()
         }
+        mode = str(getattr(view.mode, "value", view.mode))
+        # On Arrow's way Feast adds the full names by itself.
         inputs = [
             Input(
                 number,
                 position,
                 (field.name, f"{read.name}__{field.name}")
-                if field.name in declared[read.name]
+                if mode == "python" and field.name in declared[read.name]
                 else (field.name,),
                 field.value_type,
             )
@@ -334,7 +342,6 @@ class _Builder:
             if read.name in declared
             for position, field in enumerate(read.features)
         ]
-        mode = str(getattr(view.mode, "value", view.mode))
         return OnDemandView(
             name=view.projection.name_to_use(),
             inputs=tuple(inputs),

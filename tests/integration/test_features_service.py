@@ -391,3 +391,93 @@ async def test_a_row_whose_time_is_up_is_told_so(client: feast_repo.Client) -> N
         grpc.StatusCode.DEADLINE_EXCEEDED.value[0],
         0,
     ]
+
+
+def push_request(**columns: Any) -> features_pb2.PushRequest:
+    """Build rows for the push source of `rides`."""
+    return features_pb2.PushRequest(
+        push_source="rides_push",
+        columns=[feast_repo.column(name, values) for name, values in columns.items()],
+    )
+
+
+async def test_push_never_lets_an_older_row_win(
+    client: feast_repo.Client, repo: feast_repo.Repo
+) -> None:
+    """Newer rows replace, older and equally old ones don't, within a batch too; Feast agrees."""
+    old, new = NOW - timedelta(seconds=5), NOW + timedelta(microseconds=1)
+    answer = await client.stub.Push(
+        push_request(
+            driver_id=[9, 9, 9, 1, 8],
+            count=[1, 2, 3, 4, 5],
+            rate=[1.0, 2.0, 3.0, 4.0, 5.0],
+            town=["a", "b", "c", "d", "e"],
+            event_timestamp=[old, new, old, NOW, datetime(1950, 1, 1, tzinfo=UTC)],
+        )
+    )
+    assert (answer.written, answer.older) == (3, 2)
+    vector = await client.get("rides_v1", {"driver_id": [9, 1, 8]})
+    columns = by_name(vector)
+    assert list(columns["rides__count"].values.int64s.values) == [2, -5, 5]
+    assert columns["rides__count"].event_times_unix_us[0] == feast_repo.micros(new)
+    feast = repo.feast.get_online_features(
+        features=["rides:town"], entity_rows=[{"driver_id": 9}, {"driver_id": 8}]
+    )
+    assert feast.to_dict()["town"] == ["b", "e"]
+    again = await client.stub.Push(
+        push_request(
+            driver_id=[8, 9], count=[6, 7], rate=[0.0, 0.0], town=["f", "g"],
+            event_timestamp=[
+                datetime(1950, 1, 1, tzinfo=UTC) + timedelta(microseconds=1),
+                datetime(1950, 1, 1, tzinfo=UTC),
+            ],
+        )
+    )  # fmt: skip
+    assert (again.written, again.older) == (1, 1)
+
+
+async def test_push_names_everything_that_is_wrong(client: feast_repo.Client) -> None:
+    """Missing, unknown, null and wrongly typed columns are named at once; nothing is written."""
+    nameless = value_pb2.Column(name="driver_id")
+    nameless.mixed.values.add(int64_value=77)
+    nameless.mixed.values.add()
+    error = await support.refusal(
+        client.stub.Push(
+            push_request(
+                rate=["x", "y"], town=["a", "b"], wheels=[3, 4], driver_id=nameless,
+                event_timestamp=[NOW, NOW],
+            )
+        )
+    )  # fmt: skip
+    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "PUSH_INVALID")
+    text = " | ".join(f"{field}: {why}" for field, why in error.violations)
+    assert "rate: is strings; DOUBLE needs" in text
+    assert "wheels" in text
+    assert "count (INT64) is missing" in text
+    assert "driver_id: a value is null" in text
+    request = push_request(driver_id=[1])
+    request.push_source = "nobody"
+    error = await support.refusal(client.stub.Push(request))
+    assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "PUSH_SOURCE_UNKNOWN")
+    answer = await client.get("rides_v1", {"driver_id": [77]})
+    assert by_name(answer)["rides__rate"].statuses[0] == S.FEATURE_STATUS_ABSENT_ENTITY
+
+
+async def test_concurrent_pushes_end_with_the_newest(client: feast_repo.Client) -> None:
+    """Whatever the order of arrival, the newest row stays."""
+    import random
+
+    order = list(range(60))
+    random.Random(7).shuffle(order)
+    pushes = [
+        client.stub.Push(
+            push_request(
+                driver_id=[50], count=[n], rate=[0.0], town=[""],
+                event_timestamp=[NOW + timedelta(seconds=n)],
+            )
+        )
+        for n in order
+    ]  # fmt: skip
+    await asyncio.gather(*pushes)
+    answer = await client.get("rides_v1", {"driver_id": [50]})
+    assert by_name(answer)["rides__count"].values.int64s.values[0] == 59
