@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from opentelemetry import trace
@@ -17,6 +26,7 @@ from services.chassis.errors import (
     from_status,
 )
 from services.router.board import Board
+from services.router.breaker import Permit
 from services.router.decision import Decision
 from services.router.grants import GrantSigner
 from services.router.plan import Candidate, Entry
@@ -65,6 +75,21 @@ class Errand:
         return self.decision.deadline - self.clock.monotonic()
 
 
+@dataclass(slots=True)
+class _Open:
+    """An attempt that was begun and has to be ended."""
+
+    candidate: Candidate
+    permit: Permit
+    attempt: decision_pb2.Attempt
+    start: float
+    size_class: int
+
+    def elapsed_us(self, clock: Clock) -> int:
+        """Return the microseconds since the attempt began."""
+        return int((clock.monotonic() - self.start) * 1e6)
+
+
 class Attempter:
     """Makes attempts over the paths."""
 
@@ -85,53 +110,151 @@ class Attempter:
         answer: Answer,
     ) -> ServiceError | None:
         """Make one attempt within `budget_s`. Fill the answer, or return why it failed."""
-        candidate = entry.candidate
-        if candidate.path == "remote":
+        if entry.candidate.path == "remote":
             await errand.intent_durable()
-        permit = self._board.begin(candidate)
-        if permit is None:
-            return UnavailableError("BREAKER_OPEN", f"{candidate.id} is not asked at the moment")
-        if permit.probe:
-            kind = decision_pb2.ATTEMPT_KIND_PROBE
-        attempt = decision_pb2.Attempt(
-            candidate=candidate_ref(candidate),
-            kind=kind,
-            start_time_unix_us=self._clock.unix_us(),
-        )
-        answer.attempts.append(attempt)
-        start = self._clock.monotonic()
+        open_ = self._open(errand, entry, kind, answer)
+        if open_ is None:
+            return UnavailableError("BREAKER_OPEN", "the candidate is not asked at the moment")
         error: ServiceError | None = None
         try:
-            with _tracer.start_as_current_span(names.SPAN_ATTEMPT) as span:
-                span.set_attribute(names.CANDIDATE, candidate.id)
-                span.set_attribute(names.PATH, candidate.path)
-                span.set_attribute(names.ATTEMPT_KIND, decision_pb2.AttemptKind.Name(kind))
-                error = await self._ask(errand, candidate, attempt, budget_s, answer)
+            with self._span(open_) as span:
+                error = await self._ask(errand, open_.candidate, open_.attempt, budget_s, answer)
                 if error is not None:
                     span.set_status(trace.StatusCode.ERROR, error.reason)
         except asyncio.CancelledError:
-            attempt.cancelled = True
-            attempt.latency_us = int((self._clock.monotonic() - start) * 1e6)
-            _estimate_cost(attempt, candidate)
-            self._board.abandon(candidate, permit)
+            self._cancelled(open_)
             raise
-        seconds = self._clock.monotonic() - start
-        attempt.latency_us = int(seconds * 1e6)
-        if error is not None:
-            attempt.code = error.code.value[0]
-            attempt.reason = error.reason
-        else:
-            answer.candidate = candidate
+        self._close(open_, error)
+        if error is None:
+            answer.candidate = entry.candidate
             answer.fallback = entry.rank > 1
-        self._board.end(
-            candidate,
-            permit,
-            seconds=seconds,
-            size_class=errand.size_class,
-            error=error,
-            slow_after_s=entry.candidate.slow_after_s,
-        )
         return error
+
+    async def stream(
+        self,
+        errand: Errand,
+        entry: Entry,
+        kind: decision_pb2.AttemptKind,
+        first_chunk_s: float,
+        answer: Answer,
+    ) -> AsyncIterator[inference_pb2.InferChunk]:
+        """Make one attempt whose output comes in chunks; the first within `first_chunk_s`.
+
+        Raises:
+            ServiceError: the candidate failed, or its stream ended without its final message.
+        """
+        open_ = self._open(errand, entry, kind, answer)
+        if open_ is None:
+            raise UnavailableError("BREAKER_OPEN", "the candidate is not asked at the moment")
+        item = self._item(errand.decision, open_.candidate, errand.left())
+        messages = self._paths[open_.candidate.path].infer_stream(item)
+        span = self._begin_span(open_)
+        try:
+            try:
+                async for chunk in self._chunks(messages, open_, first_chunk_s, answer):
+                    yield chunk
+            except ServiceError as error:
+                span.set_status(trace.StatusCode.ERROR, error.reason)
+                self._close(open_, error)
+                raise
+            self._close(open_, None)
+        except (asyncio.CancelledError, GeneratorExit):
+            self._cancelled(open_)
+            raise
+        finally:
+            span.end()
+            await messages.aclose()
+
+    async def _chunks(
+        self,
+        messages: AsyncGenerator[inference_pb2.InferStreamResponse],
+        open_: _Open,
+        first_chunk_s: float,
+        answer: Answer,
+    ) -> AsyncIterator[inference_pb2.InferChunk]:
+        """Yield a stream's chunks; read its end."""
+        first = True
+        ended = False
+        while True:
+            try:
+                waited = asyncio.wait_for(anext(messages), first_chunk_s if first else None)
+                message = await waited
+            except StopAsyncIteration:
+                break
+            except TimeoutError:
+                text = f"no chunk within {first_chunk_s * 1e3:.0f} ms"
+                raise DeadlineExceededError("ATTEMPT_TIMEOUT", text) from None
+            if message.HasField("final"):
+                ended = True
+                _meter(open_.attempt, message.final)
+                error = _judge(message.final)
+                if error is not None:
+                    raise error
+                answer.finish_reason = message.final.finish_reason
+                continue
+            if first:
+                first = False
+                open_.attempt.first_chunk_us = open_.elapsed_us(self._clock)
+            yield message.chunk
+        if not ended:
+            raise UnavailableError("STREAM_CUT", "the stream ended without its final message")
+
+    # ---- the beginning and the end of every attempt -----------------------------------------
+
+    def _open(
+        self, errand: Errand, entry: Entry, kind: decision_pb2.AttemptKind, answer: Answer
+    ) -> _Open | None:
+        """Take leave from the breaker and begin to meter."""
+        candidate = entry.candidate
+        permit = self._board.begin(candidate)
+        if permit is None:
+            return None
+        attempt = decision_pb2.Attempt(
+            candidate=candidate_ref(candidate),
+            kind=decision_pb2.ATTEMPT_KIND_PROBE if permit.probe else kind,
+            start_time_unix_us=self._clock.unix_us(),
+        )
+        answer.attempts.append(attempt)
+        return _Open(candidate, permit, attempt, self._clock.monotonic(), errand.size_class)
+
+    def _close(self, open_: _Open, error: ServiceError | None) -> None:
+        """Report how the attempt went."""
+        seconds = self._clock.monotonic() - open_.start
+        open_.attempt.latency_us = int(seconds * 1e6)
+        if error is not None:
+            open_.attempt.code = error.code.value[0]
+            open_.attempt.reason = error.reason
+        self._board.end(
+            open_.candidate,
+            open_.permit,
+            seconds=seconds,
+            size_class=open_.size_class,
+            error=error,
+            slow_after_s=open_.candidate.slow_after_s,
+        )
+
+    def _cancelled(self, open_: _Open) -> None:
+        """Report that nobody waits any more; that says nothing about the candidate."""
+        open_.attempt.cancelled = True
+        open_.attempt.latency_us = open_.elapsed_us(self._clock)
+        _estimate_cost(open_.attempt, open_.candidate)
+        self._board.abandon(open_.candidate, open_.permit)
+
+    @contextmanager
+    def _span(self, open_: _Open) -> Iterator[trace.Span]:
+        span = self._begin_span(open_)
+        with trace.use_span(span, end_on_exit=True):
+            yield span
+
+    def _begin_span(self, open_: _Open) -> trace.Span:
+        span = _tracer.start_span(names.SPAN_ATTEMPT)
+        span.set_attribute(names.CANDIDATE, open_.candidate.id)
+        span.set_attribute(names.PATH, open_.candidate.path)
+        kind = decision_pb2.AttemptKind.Name(open_.attempt.kind)
+        span.set_attribute(names.ATTEMPT_KIND, kind)
+        return span
+
+    # ---- one call ---------------------------------------------------------------------------
 
     async def _ask(
         self,
@@ -151,10 +274,7 @@ class Attempter:
             message = f"no answer within {budget_s * 1e3:.0f} ms"
             return DeadlineExceededError("ATTEMPT_TIMEOUT", message)
         _meter(attempt, result)
-        error = from_status(result.status) if result.HasField("status") else None
-        if result.finish_reason == inference_pb2.FINISH_REASON_CONTENT_FILTER:
-            message = "the vendor's content policy refused to answer"
-            error = FailedPreconditionError(CONTENT_FILTERED, message)
+        error = _judge(result)
         if error is not None:
             return error
         try:
@@ -182,6 +302,14 @@ class Attempter:
         if candidate.path == "remote":
             item.grant.CopyFrom(self._signer.sign(decision, candidate, budget_s))
         return item
+
+
+def _judge(result: inference_pb2.InferResult) -> ServiceError | None:
+    """Return why a result is no answer."""
+    if result.finish_reason == inference_pb2.FINISH_REASON_CONTENT_FILTER:
+        message = "the vendor's content policy refused to answer"
+        return FailedPreconditionError(CONTENT_FILTERED, message)
+    return from_status(result.status) if result.HasField("status") else None
 
 
 def _estimate_cost(attempt: decision_pb2.Attempt, candidate: Candidate) -> None:

@@ -157,6 +157,7 @@ class Task(_Strict):
     inputs: list[InputSpec] = Field(min_length=1)
     outputs: list[OutputSpec] = Field(min_length=1)
     candidates: list[CandidateSpec] = Field(min_length=1)
+    streaming: bool = Field(default=False, description="InferStream answers it, in chunks")
     audit_outage: Literal["refuse", "outbox"] = Field(
         default="refuse", description="refuse, or decide on with records in the local outbox"
     )

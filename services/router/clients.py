@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -200,13 +200,33 @@ class InferenceClient:
                 request = inference_pb2.InferRequest(items=items)
                 response = await self._stub.Infer(request, timeout=left)
         except ServiceError as error:
-            if error.reason.endswith("_UNREACHABLE"):
-                raise UnavailableError("PATH_UNREACHABLE", error.message) from None
-            raise
+            raise self._of_path(error) from None
         results = list(response.results)
         if [r.id for r in results] != [i.context.id for i in items]:
             raise InternalError("WRONG_RESULTS", f"{self._service} answered other items")
         return results
+
+    async def infer_stream(
+        self, item: inference_pb2.InferItem
+    ) -> AsyncGenerator[inference_pb2.InferStreamResponse]:
+        """See ports.Inference."""
+        call = self._stub.InferStream(
+            inference_pb2.InferStreamRequest(item=item), timeout=item.context.time_left_us / 1e6
+        )
+        try:
+            with _calls(self._service):
+                async for message in call:
+                    yield message
+        except ServiceError as error:
+            raise self._of_path(error) from None
+        finally:
+            call.cancel()
+
+    def _of_path(self, error: ServiceError) -> ServiceError:
+        """Say that the path as a whole is away, where its service can't be reached."""
+        if error.reason.endswith("_UNREACHABLE"):
+            return UnavailableError("PATH_UNREACHABLE", error.message)
+        return error
 
     async def describe(self) -> list[inference_pb2.ModelDescription]:
         """See ports.Inference."""

@@ -16,6 +16,7 @@ from services.chassis.channels import connect
 from services.chassis.clock import SystemClock
 from services.chassis.errors import UnavailableError
 from services.chassis.run import Mount, Service
+from services.router.admission import Admission
 from services.router.attempt import Attempter
 from services.router.board import Board
 from services.router.catalog import Catalog, CatalogKeeper
@@ -25,10 +26,12 @@ from services.router.grants import GrantSigner
 from services.router.limiter import Limiter, LimiterConfig
 from services.router.outbox import Outbox, OutboxAudit
 from services.router.overrides import Overrides
-from services.router.pipeline import CatalogView, Pipeline
+from services.router.pipeline import Pipeline
 from services.router.ports import Audit, Inference
 from services.router.servicer import RouterServicer
 from services.router.settings import RouterSettings
+from services.router.steps import CatalogView, Steps
+from services.router.streams import Streams
 from twinpath.audit.v1 import audit_pb2
 from twinpath.common.v1 import context_pb2
 from twinpath.router.v1 import router_pb2_grpc
@@ -81,24 +84,30 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
         background.append(lambda: behind.watch(settings.refresh_s))
         audit = behind
     overrides = Overrides(state, audit, board, clock)
-    pipeline = Pipeline(
+    steps = Steps(
         catalog=catalog,
         features=FeaturesClient(features_channel, clock),
         audit=audit,
-        claims=RedisClaims(state),
         board=board,
-        dispatcher=Dispatcher(Attempter(paths, board, signer, clock), board, clock, random.random),
         clock=clock,
         code_version=metadata.version("twinpath"),
-        limiter=Limiter(
-            LimiterConfig(
-                initial=min(128, settings.max_in_flight),
-                minimum=min(32, settings.max_in_flight),
-                maximum=settings.max_in_flight,
-            )
-        ),
         random=random.random,
     )
+    limits = LimiterConfig(
+        initial=min(128, settings.max_in_flight),
+        minimum=min(32, settings.max_in_flight),
+        maximum=settings.max_in_flight,
+    )
+    admission = Admission(Limiter(limits), clock)
+    attempter = Attempter(paths, board, signer, clock)
+    pipeline = Pipeline(
+        steps=steps,
+        claims=RedisClaims(state),
+        dispatcher=Dispatcher(attempter, board, clock, random.random),
+        admission=admission,
+        clock=clock,
+    )
+    streams = Streams(steps=steps, attempter=attempter, admission=admission, clock=clock)
 
     async def ping_channel(target: grpc.aio.Channel, name: str) -> None:
         state_now = target.get_state(try_to_connect=True)
@@ -125,7 +134,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
         mounts=[
             Mount(
                 "twinpath.router.v1.Router",
-                RouterServicer(pipeline, board, catalog, overrides),
+                RouterServicer(pipeline, streams, board, catalog, overrides),
                 router_pb2_grpc.add_RouterServicer_to_server,
             )
         ],

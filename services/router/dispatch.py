@@ -59,7 +59,7 @@ class Dispatcher:
             if error.reason == CONTENT_FILTERED:  # a vendor's refusal by content is final
                 answer.error = error
                 return answer
-        answer.error = _verdict(errand, answer)
+        answer.error = verdict(errand, answer)
         return answer
 
     # ---- one candidate and its retries ------------------------------------------------------
@@ -161,7 +161,7 @@ def _retryable(error: ServiceError) -> bool:
     }
 
 
-def _verdict(errand: Errand, answer: Answer) -> ServiceError:
+def verdict(errand: Errand, answer: Answer) -> ServiceError:
     """Return the error for a plan that nobody answered."""
     metadata = {a.candidate.id: a.reason for a in answer.attempts}
     if errand.left() < MIN_TIME_S:

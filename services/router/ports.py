@@ -7,6 +7,7 @@ Every method raises ServiceError and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -55,6 +56,12 @@ class Inference(Protocol):
 
     async def infer(self, item: inference_pb2.InferItem) -> inference_pb2.InferResult:
         """Return the item's result, failed ones too; raises only if the call itself failed."""
+        ...
+
+    def infer_stream(
+        self, item: inference_pb2.InferItem
+    ) -> AsyncGenerator[inference_pb2.InferStreamResponse]:
+        """Yield chunks, then the final message. Closing it cancels the model's work."""
         ...
 
     async def describe(self) -> list[inference_pb2.ModelDescription]:

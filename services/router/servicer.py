@@ -12,14 +12,15 @@ from services.chassis.errors import (
     InternalError,
     NotFoundError,
     ServiceError,
-    UnimplementedError,
     to_status,
 )
 from services.router.board import Board
 from services.router.catalog import Catalog, Task
 from services.router.overrides import PATH_NAMES, Overrides
-from services.router.pipeline import CatalogView, Pipeline
+from services.router.pipeline import Pipeline
 from services.router.records import candidate_ref
+from services.router.steps import CatalogView
+from services.router.streams import Streams
 from twinpath.inference import tensors
 from twinpath.inference.v1 import tensor_pb2
 from twinpath.router.v1 import router_pb2, router_pb2_grpc
@@ -31,11 +32,13 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     def __init__(
         self,
         pipeline: Pipeline,
+        streams: Streams,
         board: Board,
         catalog: Callable[[], CatalogView],
         overrides: Overrides,
     ) -> None:
         self._pipeline = pipeline
+        self._streams = streams
         self._board = board
         self._catalog = catalog
         self._overrides = overrides
@@ -50,8 +53,8 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self, request: router_pb2.InferStreamRequest, context: Any
     ) -> AsyncIterator[router_pb2.InferStreamResponse]:
         """Make one decision in chunks."""
-        raise UnimplementedError("NOT_STREAMING", "no task of this catalog streams yet")
-        yield  # makes this an asynchronous generator, as gRPC wants
+        async for message in self._streams.decide(request.request, _call()):
+            yield message
 
     async def BatchInfer(
         self, request: router_pb2.BatchInferRequest, context: Any
@@ -107,6 +110,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             inputs=[_spec(i.name, i.datatype, i.shape) for i in task.inputs],
             outputs=[_spec(o.name, o.datatype, o.shape) for o in task.outputs],
             data_class=task.data_class_value,  # type: ignore[arg-type]
+            streaming=task.streaming,
             candidates=[candidate_ref(c) for c in self._board.candidates(task)],
         )
 

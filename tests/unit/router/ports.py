@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from services.chassis.call import Call, Identity
 from services.chassis.errors import AlreadyExistsError, ServiceError, UnavailableError, to_status
+from services.router.admission import Admission
 from services.router.attempt import Attempter
 from services.router.board import Board
 from services.router.catalog import Catalog, load_catalog
 from services.router.dispatch import Dispatcher
 from services.router.grants import GrantSigner
 from services.router.limiter import Limiter, LimiterConfig
-from services.router.pipeline import CatalogView, Pipeline
+from services.router.pipeline import Pipeline
 from services.router.ports import FeatureQuery, FeatureVector
+from services.router.steps import CatalogView, Steps
+from services.router.streams import Streams
 from twinpath.audit.v1 import audit_pb2, record_pb2
 from twinpath.common.v1 import context_pb2, decision_pb2
 from twinpath.inference import tensors
@@ -80,6 +83,8 @@ class FakePath:
         self.items: list[inference_pb2.InferItem] = []
         self.behave: Callable[[inference_pb2.InferItem], Any] | None = None
         self.down = False
+        self.script: list[Any] = []
+        self.closed = 0
 
     async def infer(self, item: inference_pb2.InferItem) -> inference_pb2.InferResult:
         """See ports.Inference."""
@@ -91,6 +96,28 @@ class FakePath:
             if isinstance(found, inference_pb2.InferResult):
                 return found
         return answer(item, tumour="tumour" in item.model)
+
+    async def infer_stream(
+        self, item: inference_pb2.InferItem
+    ) -> AsyncGenerator[inference_pb2.InferStreamResponse]:
+        """See ports.Inference. `script` says what comes: chunks, errors, or a final message."""
+        self.items.append(item)
+        try:
+            for what in self.script:
+                if isinstance(what, Exception):
+                    raise what
+                if isinstance(what, str):
+                    array = np.array([what.encode()], dtype=object)
+                    chunk = inference_pb2.InferChunk(
+                        outputs=[tensors.from_numpy("text_output", array)]
+                    )
+                    yield inference_pb2.InferStreamResponse(chunk=chunk)
+                elif isinstance(what, inference_pb2.InferResult):
+                    yield inference_pb2.InferStreamResponse(final=what)
+                else:
+                    await what()
+        finally:
+            self.closed += 1
 
     async def describe(self) -> list[inference_pb2.ModelDescription]:
         """See ports.Inference."""
@@ -214,22 +241,26 @@ class World:
         self.board = Board(paths, self.clock, 1.0)
         self.signer = GrantSigner(self.key, self.clock)
         self.limiter = Limiter(LimiterConfig(minimum=1, initial=64, maximum=64))
-        self.pipeline = Pipeline(
+        self.steps = Steps(
             catalog=lambda: CatalogView(self.catalog, stale=False),
             features=self.features,
             audit=self.audit,
-            claims=self.claims,
             board=self.board,
-            dispatcher=Dispatcher(
-                Attempter(paths, self.board, self.signer, self.clock),
-                self.board,
-                self.clock,
-                lambda: 0.0,
-            ),
             clock=self.clock,
             code_version="test",
-            limiter=self.limiter,
             random=lambda: 1.0,
+        )
+        attempter = Attempter(paths, self.board, self.signer, self.clock)
+        admission = Admission(self.limiter, self.clock)
+        self.streams = Streams(
+            steps=self.steps, attempter=attempter, admission=admission, clock=self.clock
+        )
+        self.pipeline = Pipeline(
+            steps=self.steps,
+            claims=self.claims,
+            dispatcher=Dispatcher(attempter, self.board, self.clock, lambda: 0.0),
+            clock=self.clock,
+            admission=admission,
         )
 
     def call(self, left_s: float = 5.0, subject: str = "alice") -> Call:

@@ -130,7 +130,7 @@ async def test_a_decision_during_an_audit_outage(tmp_path: Path) -> None:
     world = World()
     box = outbox(tmp_path)
     behind = OutboxAudit(world.audit, box, lambda e: may_wait(world.catalog, e))
-    world.pipeline._audit = behind
+    world.steps._audit = behind
     world.audit.error = AWAY
     reply = await world.decide()
     assert reply.outputs

@@ -1,0 +1,49 @@
+"""Who gets in: the adaptive limit on decisions in flight, by priority.
+
+A refusal is immediate, says when to come back, and is a counter, not a record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from services.chassis.clock import Clock
+from services.chassis.errors import DeadlineExceededError, ResourceExhaustedError, ServiceError
+from services.router.limiter import Limiter, Outcome, Priority, Refusal
+from twinpath.router.v1 import router_pb2
+
+
+class Admission:
+    """Holds the limit of this router."""
+
+    def __init__(self, limiter: Limiter, clock: Clock) -> None:
+        self.limiter = limiter
+        self._clock = clock
+
+    @contextmanager
+    def __call__(self, request: router_pb2.InferRequest) -> Iterator[None]:
+        """Hold a place while a request is decided, and learn from how long it took.
+
+        Raises:
+            ResourceExhaustedError: there is no place for a request of its priority.
+        """
+        priority = Priority(request.priority or Priority.NORMAL)
+        ticket = self.limiter.acquire(self._clock.monotonic(), priority, request.task)
+        if isinstance(ticket, Refusal):
+            raise ResourceExhaustedError(
+                "OVERLOADED",
+                f"{ticket.in_flight} decisions are in flight, the limit is {ticket.limit}",
+                retry_after=ticket.retry_after_s,
+            )
+        outcome = Outcome.IGNORED  # what ends with another error says nothing about load
+        try:
+            yield
+            outcome = Outcome.DONE
+        except (DeadlineExceededError, ResourceExhaustedError):
+            outcome = Outcome.DROPPED
+            raise
+        except ServiceError:
+            raise
+        finally:
+            self.limiter.release(ticket, self._clock.monotonic(), outcome)

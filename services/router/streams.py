@@ -1,0 +1,181 @@
+"""The way of one request whose answer comes in chunks.
+
+The same steps as in pipeline.py, with the differences that a stream makes: the INTENT is durable
+before the first chunk; chunks are provisional; until the first chunk another candidate may take
+over, afterwards nothing is tried again; the final message follows a durable OUTCOME. A stream
+without a final message was cut, and its error says how far it came.
+
+Nothing is buffered but the answer itself, which is bounded: a reader that is slow slows the model
+down, through gRPC's flow control on every hop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from services.chassis.call import Call
+from services.chassis.clock import Clock
+from services.chassis.errors import (
+    FailedPreconditionError,
+    ResourceExhaustedError,
+    ServiceError,
+    UnavailableError,
+)
+from services.router.admission import Admission
+from services.router.attempt import CONTENT_FILTERED, MIN_TIME_S, Answer, Attempter, Errand
+from services.router.decision import Decision
+from services.router.dispatch import verdict
+from services.router.outputs import check_outputs
+from services.router.steps import Steps, size_class_of
+from twinpath.common.v1 import decision_pb2
+from twinpath.inference import tensors
+from twinpath.inference.v1 import inference_pb2, tensor_pb2
+from twinpath.router.v1 import router_pb2
+
+Message = router_pb2.InferStreamResponse
+
+_MAX_ANSWER_BYTES = 8 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class Collected:
+    """What came so far: the elements of BYTES tensors joined, others as the last chunk had them."""
+
+    texts: dict[str, list[bytes]] = field(default_factory=dict)
+    others: dict[str, tensor_pb2.Tensor] = field(default_factory=dict)
+    size: int = 0
+    chunks: int = 0
+
+    def add(self, chunk: inference_pb2.InferChunk) -> None:
+        """Take a chunk in.
+
+        Raises:
+            ResourceExhaustedError: the answer is larger than a record's payload may be.
+        """
+        self.chunks += 1
+        for tensor in chunk.outputs:
+            self.size += len(tensor.raw)
+            if self.size > _MAX_ANSWER_BYTES:
+                raise ResourceExhaustedError("OUTPUT_TOO_LARGE", "the answer grew past its limit")
+            if tensor.datatype == tensors.BYTES:
+                self.texts.setdefault(tensor.name, []).extend(tensors.decode_bytes(tensor.raw))
+            else:
+                self.others[tensor.name] = tensor
+
+    def outputs(self) -> list[tensor_pb2.Tensor]:
+        """Return the whole answer as tensors; each text is one element."""
+        joined = []
+        for name, parts in self.texts.items():
+            array = np.empty(1, dtype=object)
+            array[0] = b"".join(parts)
+            joined.append(tensors.from_numpy(name, array))
+        return [*joined, *self.others.values()]
+
+
+class Streams:
+    """Makes decisions in chunks."""
+
+    def __init__(
+        self, *, steps: Steps, attempter: Attempter, admission: Admission, clock: Clock
+    ) -> None:
+        self._steps = steps
+        self._attempter = attempter
+        self._admission = admission
+        self._clock = clock
+
+    async def decide(self, request: router_pb2.InferRequest, call: Call) -> AsyncIterator[Message]:
+        """Yield the chunks of one decision, then its final message.
+
+        Raises:
+            ServiceError: as Infer; and STREAM_CUT, when chunks were given and no end came.
+        """
+        with self._admission(request):
+            decision = self._steps.admit(request, call, "")
+            if not decision.task.streaming:
+                message = f"the task {decision.task.name} does not stream; use Infer"
+                raise FailedPreconditionError("NOT_STREAMING", message)
+            if request.idempotency_key:
+                before = await self._steps.find(decision)
+                if before is not None:
+                    yield Message(chunk=inference_pb2.InferChunk(outputs=before.outputs))
+                    yield Message(final=before)
+                    return
+            await self._steps.enrich(decision)
+            self._steps.assemble(decision)
+            plan = self._steps.plan(decision)
+            if not plan.admitted:
+                raise await self._steps.refuse(decision, plan)
+            await self._steps.intend(decision)
+            answer, collected = Answer(), Collected()
+            async for chunk in self._dispatch(decision, answer, collected):
+                yield Message(chunk=chunk)
+            if answer.error is not None:
+                raise await self._steps.fail(decision, answer.error, answer)
+            reply = await self._steps.record(decision, self._steps.reply(decision, answer))
+            yield Message(final=reply)
+
+    async def _dispatch(
+        self, decision: Decision, answer: Answer, collected: Collected
+    ) -> AsyncIterator[inference_pb2.InferChunk]:
+        """Try the plan in order until a first chunk comes; then stay with that candidate."""
+        assert decision.plan is not None
+
+        async def durable() -> None:
+            """The INTENT is durable already."""
+
+        errand = Errand(
+            decision,
+            accept=lambda outputs: check_outputs(decision.task, outputs),
+            intent_durable=durable,
+            clock=self._clock,
+            size_class=size_class_of(decision),
+        )
+        entries = decision.plan.admitted
+        for place, entry in enumerate(entries):
+            left = errand.left()
+            if left < MIN_TIME_S:
+                break
+            last = place == len(entries) - 1
+            first_chunk_s = left * (1.0 if last else decision.task.resilience.attempt_share)
+            kind = (
+                decision_pb2.ATTEMPT_KIND_FALLBACK
+                if answer.attempts
+                else decision_pb2.ATTEMPT_KIND_PRIMARY
+            )
+            try:
+                async for chunk in self._attempter.stream(
+                    errand, entry, kind, first_chunk_s, answer
+                ):
+                    collected.add(chunk)
+                    yield chunk
+                answer.outputs = errand.accept(collected.outputs())
+            except ServiceError as error:
+                if collected.chunks:
+                    answer.error = _cut(error, collected)
+                    return
+                if error.reason == CONTENT_FILTERED:
+                    answer.error = error
+                    return
+                continue
+            answer.candidate = entry.candidate
+            answer.fallback = entry.rank > 1
+            return
+        answer.error = verdict(errand, answer)
+
+
+def _cut(error: ServiceError, collected: Collected) -> ServiceError:
+    """Return the error for a stream that began and did not end; a vendor's refusal stays one."""
+    if error.reason in (CONTENT_FILTERED, "OUTPUT_CONTRACT"):
+        return error
+    return UnavailableError(
+        "STREAM_CUT",
+        f"the stream was cut after {collected.chunks} chunks: {error.message}",
+        metadata={
+            "chunks": str(collected.chunks),
+            "bytes": str(collected.size),
+            "cause": error.reason,
+        },
+    )
