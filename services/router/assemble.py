@@ -6,15 +6,16 @@ may not see is never in it.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from services.chassis.errors import FailedPreconditionError, InvalidArgumentError
-from services.router.catalog import InputSpec, Task
+from services.router.catalog import PLACEHOLDER, InputSpec, Task
 from twinpath.common.v1 import decision_pb2, value_pb2
 from twinpath.inference import digest, tensors
 from twinpath.inference.v1 import tensor_pb2
@@ -39,6 +40,32 @@ _NUMPY = {
     "INT32": np.int32,
     "INT64": np.int64,
     "BOOL": np.bool_,
+}
+
+
+_CONSTANTS = {"true": True, "false": False}
+
+
+def _constant(text: str, _fields: Mapping[str, Any]) -> Any:
+    """Return a constant: a truth value, a number, or else the text itself."""
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def _text(template: str, fields: Mapping[str, Any]) -> str:
+    """Return a template with its fields filled in, in one pass: a value is never a template."""
+    return PLACEHOLDER.sub(lambda m: str(fields[m[1]]), template)
+
+
+# Sources that are not features, by what stands before their colon.
+_MADE: dict[str, Callable[[str, Mapping[str, Any]], Any]] = {
+    "field": lambda name, fields: fields[name],
+    "text": _text,
+    "const": _constant,
 }
 
 
@@ -72,7 +99,12 @@ def read_request(
                 found.append((f"fields[{name}]", "is required"))
             values[name] = spec.default
         else:
-            values[name] = _read(f"fields[{name}]", spec.type, given, found)
+            value = _read(f"fields[{name}]", spec.type, given, found)
+            if isinstance(value, str) and len(value) > spec.max_len:
+                found.append((f"fields[{name}]", f"is longer than {spec.max_len} characters"))
+            if spec.required and value == "":
+                found.append((f"fields[{name}]", "is empty"))
+            values[name] = value
     unknown = fields.keys() - task.fields.keys()
     found += [(f"fields[{name}]", "is not a field of this task") for name in unknown]
     if found:
@@ -118,8 +150,9 @@ def assemble(
     for spec in task.inputs:
         elements = []
         for source in spec.sources:
-            if source.startswith("field:"):
-                elements.append(fields[source[6:]])
+            kind, colon, rest = source.partition(":")
+            if colon and kind in _MADE:
+                elements.append(_MADE[kind](rest, fields))
                 continue
             status = statuses.get(source, decision_pb2.FEATURE_STATUS_ABSENT_FEATURE)
             value = values.get(source)

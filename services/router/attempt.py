@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterator,
     Awaitable,
     Callable,
     Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 
 from opentelemetry import trace
@@ -137,7 +136,7 @@ class Attempter:
         kind: decision_pb2.AttemptKind,
         first_chunk_s: float,
         answer: Answer,
-    ) -> AsyncIterator[inference_pb2.InferChunk]:
+    ) -> AsyncGenerator[inference_pb2.InferChunk]:
         """Make one attempt whose output comes in chunks; the first within `first_chunk_s`.
 
         Raises:
@@ -151,8 +150,9 @@ class Attempter:
         span = self._begin_span(open_)
         try:
             try:
-                async for chunk in self._chunks(messages, open_, first_chunk_s, answer):
-                    yield chunk
+                async with aclosing(self._chunks(messages, open_, first_chunk_s, answer)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
             except ServiceError as error:
                 span.set_status(trace.StatusCode.ERROR, error.reason)
                 self._close(open_, error)
@@ -171,7 +171,7 @@ class Attempter:
         open_: _Open,
         first_chunk_s: float,
         answer: Answer,
-    ) -> AsyncIterator[inference_pb2.InferChunk]:
+    ) -> AsyncGenerator[inference_pb2.InferChunk]:
         """Yield a stream's chunks; read its end."""
         first = True
         ended = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=128)]
 DataClassName = Literal["public", "internal", "confidential", "restricted"]
 DATA_CLASSES = {"public": 1, "internal": 2, "confidential": 3, "restricted": 4}
+
+
+PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
 
 class _Strict(BaseModel):
@@ -43,6 +47,7 @@ class FieldSpec(_Strict):
     type: Literal["int64", "double", "bool", "string"]
     default: Any = Field(default=...)
     required: bool = False
+    max_len: int = Field(default=1_048_576, ge=1, description="longest string, in code points")
     to: Literal["features", "input"] = "features"
 
     @model_validator(mode="before")
@@ -70,7 +75,8 @@ class MissingFeatures(_Strict):
 class InputSpec(_Strict):
     """One tensor of the model input, and where each of its elements comes from.
 
-    Each source is a feature (`view__feature`) or a request field (`field:name`).
+    Each source is a feature (`view__feature`), a request field (`field:name`), a text with
+    request fields in it (`text:Summarize: {note}`), or a constant (`const:true`).
     """
 
     name: str
@@ -183,10 +189,13 @@ class Task(_Strict):
     def _sources_exist(self) -> Task:
         for spec in self.inputs:
             for source in spec.sources:
-                if source.startswith("field:") and source[6:] not in self.fields:
-                    raise ValueError(f"input {spec.name} takes {source}, which is no field")
-                if "__" not in source and not source.startswith("field:"):
+                kind, _, rest = source.partition(":")
+                named = {"field": [rest], "text": PLACEHOLDER.findall(rest), "const": []}
+                if kind not in named and "__" not in source:
                     raise ValueError(f"{source} is neither view__feature nor field:name")
+                for name in named.get(kind, []):
+                    if name not in self.fields:
+                        raise ValueError(f"input {spec.name} takes field {name}, which is no field")
         return self
 
     @property

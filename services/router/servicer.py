@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any
 
 from services.chassis import call as calls
@@ -53,8 +54,9 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self, request: router_pb2.InferStreamRequest, context: Any
     ) -> AsyncIterator[router_pb2.InferStreamResponse]:
         """Make one decision in chunks."""
-        async for message in self._streams.decide(request.request, _call()):
-            yield message
+        async with aclosing(self._streams.decide(request.request, _call())) as messages:
+            async for message in messages:
+                yield message
 
     async def BatchInfer(
         self, request: router_pb2.BatchInferRequest, context: Any

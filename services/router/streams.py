@@ -5,13 +5,17 @@ before the first chunk; chunks are provisional; until the first chunk another ca
 over, afterwards nothing is tried again; the final message follows a durable OUTCOME. A stream
 without a final message was cut, and its error says how far it came.
 
+Generators are closed explicitly (aclosing): Python closes only the outermost by itself, and a
+model must not go on for a reader that is gone.
+
 Nothing is buffered but the answer itself, which is bounded: a reader that is slow slows the model
 down, through gRPC's flow control on every hop.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -86,7 +90,7 @@ class Streams:
         self._admission = admission
         self._clock = clock
 
-    async def decide(self, request: router_pb2.InferRequest, call: Call) -> AsyncIterator[Message]:
+    async def decide(self, request: router_pb2.InferRequest, call: Call) -> AsyncGenerator[Message]:
         """Yield the chunks of one decision, then its final message.
 
         Raises:
@@ -110,8 +114,9 @@ class Streams:
                 raise await self._steps.refuse(decision, plan)
             await self._steps.intend(decision)
             answer, collected = Answer(), Collected()
-            async for chunk in self._dispatch(decision, answer, collected):
-                yield Message(chunk=chunk)
+            async with aclosing(self._dispatch(decision, answer, collected)) as chunks:
+                async for chunk in chunks:
+                    yield Message(chunk=chunk)
             if answer.error is not None:
                 raise await self._steps.fail(decision, answer.error, answer)
             reply = await self._steps.record(decision, self._steps.reply(decision, answer))
@@ -119,7 +124,7 @@ class Streams:
 
     async def _dispatch(
         self, decision: Decision, answer: Answer, collected: Collected
-    ) -> AsyncIterator[inference_pb2.InferChunk]:
+    ) -> AsyncGenerator[inference_pb2.InferChunk]:
         """Try the plan in order until a first chunk comes; then stay with that candidate."""
         assert decision.plan is not None
 
@@ -146,11 +151,11 @@ class Streams:
                 else decision_pb2.ATTEMPT_KIND_PRIMARY
             )
             try:
-                async for chunk in self._attempter.stream(
-                    errand, entry, kind, first_chunk_s, answer
-                ):
-                    collected.add(chunk)
-                    yield chunk
+                attempt = self._attempter.stream(errand, entry, kind, first_chunk_s, answer)
+                async with aclosing(attempt) as chunks:
+                    async for chunk in chunks:
+                        collected.add(chunk)
+                        yield chunk
                 answer.outputs = errand.accept(collected.outputs())
             except ServiceError as error:
                 if collected.chunks:
