@@ -52,7 +52,10 @@ def new_triton(folder: Path, *models: Callable[[Path], None], **options: Any) ->
             triton_models.TRITON_ENV,
             backends=triton_models.BACKENDS,
             # A stream that was cancelled must not hold the end of a test up.
-            extra=("--exit-timeout-secs", "1"),
+            extra=(
+                *("--exit-timeout-secs", "1"),
+                *("--grpc-header-forward-pattern", "traceparent"),
+            ),
             **options,
         )
     )

@@ -81,6 +81,25 @@ class TritonPythonModel:
             axis=1, keepdims=True))]) for r in requests]
 """
 
+# Fails as a whole if a row of the batch says 3; takes its time where a row says so.
+_PICKY = """
+import time
+
+import triton_python_backend_utils as pb
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.one(r.inputs()[0].as_numpy()) for r in requests]
+
+    def one(self, array):
+        if (array == 3).any():
+            return pb.InferenceResponse(error=pb.TritonError("secret 1234"))
+        if array.max() >= 100:
+            time.sleep(float(array.max()) / 1000)
+        return pb.InferenceResponse([pb.Tensor("sum", array)])
+"""
+
 # The first element of `features` says what to do.
 _FAULTY = """
 import time
@@ -106,6 +125,23 @@ class TritonPythonModel:
         if what >= 100:
             time.sleep(what / 1000)
         return pb.InferenceResponse([pb.Tensor("features", array)])
+"""
+
+# With Triton's `--grpc-header-forward-pattern traceparent` the header is a request parameter.
+_HEADERS = """
+import json
+
+import numpy as np
+import triton_python_backend_utils as pb
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.one(json.loads(r.parameters())) for r in requests]
+
+    def one(self, parameters):
+        said = np.array([parameters.get("traceparent", "").encode()], dtype=np.object_)
+        return pb.InferenceResponse([pb.Tensor("traceparent", said)])
 """
 
 _STREAM = '''
@@ -197,6 +233,20 @@ def faulty(root: Path) -> None:
     write_model(root, "faulty", _FAULTY, config)
 
 
+def picky(root: Path) -> None:
+    """FP32 `features` [n, 1]; a row of 3 fails the whole batch, one of 100 and more is slow."""
+    config = "max_batch_size: 64\n" + _tensor("input", "features", "FP32", "[1]")
+    config += _tensor("output", "sum", "FP32", "[1]")
+    write_model(root, "picky", _PICKY, config)
+
+
+def headers(root: Path) -> None:
+    """Takes FP32 `features` and returns the `traceparent` header with which it was asked."""
+    config = "max_batch_size: 0\n" + _tensor("input", "features", "FP32", "[-1, -1]")
+    config += _tensor("output", "traceparent", "BYTES", "[1]")
+    write_model(root, "headers", _HEADERS, config)
+
+
 def words(root: Path) -> None:
     """A decoupled model with the tensors of Triton's vLLM backend: a chunk for each word."""
     config = "max_batch_size: 0\nmodel_transaction_policy { decoupled: true }\n"
@@ -209,7 +259,9 @@ def words(root: Path) -> None:
     write_model(root, "words", _STREAM, config)
 
 
-ALL: tuple[Callable[[Path], None], ...] = (echo, echo_types, batched, faulty, words)
+ALL: tuple[Callable[[Path], None], ...] = (
+    *(echo, echo_types, batched, faulty, picky, headers, words),
+)
 
 
 def captured(root: Path) -> list[list[Wire]]:

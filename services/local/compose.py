@@ -35,7 +35,8 @@ async def build(settings: LocalSettings, stack: AsyncExitStack) -> Service:
         balancer,
         models,
         clock,
-        ping_timeout_s=max(settings.ping_interval_s, 0.5),
+        # Below the time that health gives a ping, so that silence is noted as such.
+        ping_timeout_s=max(1.8 * settings.ping_interval_s, 0.9),
         refresh_s=settings.refresh_s,
     )
     items = Items(

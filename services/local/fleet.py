@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from services.chassis.clock import Clock
 from services.chassis.errors import DeadlineExceededError, ServiceError, UnavailableError
+from services.local import metrics
 from services.local.faults import TritonError
 from services.local.models import Models
 from services.local.replicas import Balancer, Replica
@@ -57,11 +58,12 @@ class Fleet:
             live = await replica.server.live(self._ping_timeout)
         except TritonError as error:
             replica.silent(refused=error.error.reason == _AWAY)
-            return
-        if live:
-            replica.answered()
         else:
-            replica.silent(refused=True)
+            if live:
+                replica.answered()
+            else:
+                replica.silent(refused=True)
+        metrics.REPLICA_UP.labels(replica.url).set(1 if replica.up else 0)
 
     async def watch(self) -> None:
         """Refresh what is known about the models, until cancelled."""
@@ -115,7 +117,7 @@ class Fleet:
             left = self._left(deadline)
             replica.in_flight += 1
             try:
-                return await work(replica.server, left)
+                answer = await work(replica.server, left)
             except TritonError as error:
                 if error.error.reason == _AWAY:
                     replica.failed()
@@ -124,6 +126,9 @@ class Fleet:
                 another = self._balancer.pick(key, tried) if error.elsewhere else None
                 if another is None or not budget.spend():
                     raise error.error from error
+            else:
+                replica.answered()  # as good as a ping, which may be late on a busy machine
+                return answer
             finally:
                 replica.in_flight -= 1
             replica = another

@@ -1,58 +1,52 @@
-"""The way of one item: time, input, model, Triton, output, metering."""
+"""The way of items: checked, alone or together to Triton, checked again, metered."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
-from opentelemetry import propagate, trace
-from opentelemetry.trace import Link, SpanKind, Status, StatusCode
+import grpc
 
-from services.chassis import telemetry
 from services.chassis.clock import Clock
-from services.chassis.errors import (
-    DataLossError,
-    DeadlineExceededError,
-    InternalError,
-    InvalidArgumentError,
-    ServiceError,
-    UnimplementedError,
-    to_status,
-)
-from services.local import metrics
+from services.chassis.errors import DeadlineExceededError, ServiceError, to_status
+from services.local import merge, metrics, tracing
 from services.local.fleet import Fleet
-from services.local.limits import Gate
+from services.local.limits import Gate, Pass
 from services.local.models import Known
-from services.local.triton import Answer, Ask, Metadata
+from services.local.prepare import Prepared, check_output, prepare
+from services.local.triton import Answer
 from services.local.usage import Price
-from twinpath import telemetry as names
-from twinpath.common.v1 import context_pb2, decision_pb2
-from twinpath.inference import digest, tensors
-from twinpath.inference.v1 import inference_pb2, tensor_pb2
+from twinpath.common.v1 import decision_pb2
+from twinpath.inference.v1 import inference_pb2
 
 log = logging.getLogger(__name__)
-_tracer = trace.get_tracer("twinpath.local")
 
-_RANKS = {
-    context_pb2.PRIORITY_INTERACTIVE: 0,
-    context_pb2.PRIORITY_UNSPECIFIED: 1,
-    context_pb2.PRIORITY_NORMAL: 1,
-    context_pb2.PRIORITY_BATCH: 2,
-}
-_LOWEST = max(_RANKS.values())
+# After these a batch's items are asked again one by one: one of them may be to blame.
+_BLAME = frozenset({grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL})
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """An item that may go to Triton. `rank` 0 is the most urgent."""
+@dataclass
+class _Work:
+    """One item on its way."""
 
-    known: Known
-    ask: Ask
-    rows: int
-    rank: int
+    item: inference_pb2.InferItem
+    deadline: float
+    started: float
+    result: inference_pb2.InferResult = field(init=False)
+    prepared: Prepared | None = None
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        self.result = inference_pb2.InferResult(id=self.item.context.id)
+
+    def failed(self, error: BaseException) -> None:
+        """Note why; what is not a ServiceError is our fault, and stands in the log."""
+        if not isinstance(error, ServiceError):
+            log.error("unexpected error", extra={"model": self.item.model}, exc_info=error)
+        self.reason = error.reason if isinstance(error, ServiceError) else "INTERNAL"
+        self.result.status.CopyFrom(to_status(error))
 
 
 class Items:
@@ -74,97 +68,130 @@ class Items:
         self._gates: dict[str, Gate] = {}
 
     async def run(
-        self, item: inference_pb2.InferItem, deadline: float
-    ) -> inference_pb2.InferResult:
-        """Return what became of an item; never raises for what concerns this item alone.
+        self, items: Sequence[tuple[inference_pb2.InferItem, float]]
+    ) -> list[inference_pb2.InferResult]:
+        """Return what became of the items, in their order; raises for no item.
 
         Args:
-            item: The item.
-            deadline: Until when, on the clock's monotonic scale: the call's, or its own.
-        """
-        started = self._clock.monotonic()
-        result = inference_pb2.InferResult(id=item.context.id)
-        known: Known | None = None
-        reason = ""
-        try:
-            prepared = await self.prepare(item, deadline, streamed=False)
-            known = prepared.known
-            with self.span(item, known) as metadata:
-                result.metering.sent = True
-                async with self.gate(prepared, deadline):
-                    answer = await self._fleet.infer(prepared.ask, deadline, metadata)
-            check_output(prepared, answer, prepared.rows)
-            result.outputs.extend(answer.outputs)
-            await self.meter(result.metering, prepared, answer)
-        except ServiceError as error:
-            reason = error.reason
-            result.status.CopyFrom(to_status(error))
-        except Exception as error:
-            log.exception("unexpected error", extra={"model": item.model})
-            reason = "INTERNAL"
-            result.status.CopyFrom(to_status(error))
-        self.finish(result.metering, known, started, reason)
-        return result
-
-    async def prepare(
-        self, item: inference_pb2.InferItem, deadline: float, *, streamed: bool
-    ) -> Prepared:
-        """Check everything about an item that can be checked before Triton is asked.
-
-        Raises:
-            DeadlineExceededError: its time is up.
-            DataLossError: INPUT_DIGEST_MISMATCH.
-            InvalidArgumentError: TENSOR_MISMATCH, with every violation.
-            UnimplementedError: MODEL_STREAMS, the model can't answer with one response.
-            ServiceError: as `Models.find` says.
+            items: Each with its deadline, on the clock's monotonic scale.
         """
         now = self._clock.monotonic()
-        if now >= deadline:
-            raise DeadlineExceededError("DEADLINE_EXCEEDED", "the item's time is up")
-        given = _input(item.input)
-        known = await self._fleet.models.find(item.model, item.version)
-        spec = known.spec
-        assert spec is not None
-        if spec.decoupled and not streamed:
-            raise UnimplementedError(
-                "MODEL_STREAMS", "the model answers in streams only", metadata=_about(known)
-            )
-        violations = spec.violations(given)
-        if violations:
-            raise InvalidArgumentError(
-                "TENSOR_MISMATCH",
-                "; ".join(f"{field}: {text}" for field, text in violations[:8]),
-                metadata=_about(known),
-                violations=violations,
-            )
-        rank = _RANKS.get(item.context.priority, 1)
-        ask = Ask(
-            spec,
-            item.context.id,
-            given,
-            priority=1 + rank * (spec.priority_levels - 1) // _LOWEST
-            if spec.priority_levels
-            else 0,
-            timeout_us=max(1, int((deadline - now) * 1e6)) if spec.queue_timeout else 0,
-        )
-        return Prepared(known, ask, spec.rows(given), rank)
+        works = [_Work(item, deadline, now) for item, deadline in items]
+        if len(works) == 1:
+            await self._check(works[0])
+        else:
+            await asyncio.gather(*(self._check(work) for work in works))
+        alone: list[_Work] = []
+        kin: list[tuple[_Work, Prepared]] = []
+        for work in works:
+            if work.prepared is None:
+                self.finish(work.result.metering, None, work.started, work.reason)
+            elif len(works) == 1 or tracing.sampled(work.item.context.trace):
+                alone.append(work)  # so that Triton's own spans join the right trace
+            else:
+                kin.append((work, work.prepared))
+        tasks = [self._alone(work) for work in alone]
+        for batch in merge.batches(prepared for _, prepared in kin):
+            members = [kin[index][0] for index in batch]
+            tasks.append(self._alone(members[0]) if len(members) == 1 else self._together(members))
+        if len(tasks) == 1:
+            await tasks[0]
+        else:
+            await asyncio.gather(*tasks)
+        return [work.result for work in works]
 
-    def gate(self, prepared: Prepared, deadline: float) -> Any:
+    async def prepare(self, item: inference_pb2.InferItem, deadline: float) -> Prepared:
+        """Check an item that is to be streamed; raises as `prepare.prepare` does."""
+        return await prepare(item, deadline, self._fleet.models, self._clock, streamed=True)
+
+    async def _check(self, work: _Work) -> None:
+        try:
+            work.prepared = await prepare(
+                work.item, work.deadline, self._fleet.models, self._clock, streamed=False
+            )
+        except Exception as error:  # noqa: BLE001 - an item fails alone, whatever it is
+            work.failed(error)
+
+    async def _alone(self, work: _Work) -> None:
+        """Ask for one item."""
+        prepared = work.prepared
+        assert prepared is not None
+        metering = work.result.metering
+        try:
+            async with self.gate(prepared, prepared.deadline):
+                metering.sent = True
+                with tracing.call_of_triton(work.item, prepared.known) as headers:
+                    answer = await self._fleet.infer(prepared.ask, prepared.deadline, headers)
+            check_output(prepared.spec, answer.outputs, prepared.rows)
+            work.result.outputs.extend(answer.outputs)
+            await self.meter(metering, prepared, answer)
+        except Exception as error:  # noqa: BLE001 - an item fails alone, whatever it is
+            work.failed(error)
+        self.finish(metering, prepared.known, work.started, work.reason)
+
+    async def _together(self, works: list[_Work]) -> None:
+        """Ask for several items with one request; each waits until its own deadline only."""
+        shared = asyncio.create_task(self._ask_together(works))
+        try:
+            again = await asyncio.gather(
+                *(self._part(work, index, shared) for index, work in enumerate(works))
+            )
+        finally:
+            shared.cancel()  # done, or nobody waits for it any more
+        blamed = [work for work, alone in zip(works, again, strict=True) if alone]
+        await asyncio.gather(*(self._alone(work) for work in blamed))
+
+    async def _ask_together(self, works: list[_Work]) -> list[Answer]:
+        """Return each item's answer, which is its part of the one that Triton gives."""
+        prepared = [work.prepared for work in works if work.prepared is not None]
+        first = prepared[0]
+        deadline = max(p.deadline for p in prepared)
+        rows = [p.rows for p in prepared]
+        total = sum(rows)
+        async with self.gate(first, deadline):
+            for work in works:
+                work.result.metering.sent = True
+            items = [work.item for work in works]
+            with tracing.shared_call(items, first.known) as headers:
+                answer = await self._fleet.infer(merge.join(prepared), deadline, headers)
+        check_output(first.spec, answer.outputs, total)
+        metrics.BATCHED.labels(first.spec.name).observe(len(works))
+        parts = merge.cut(answer.outputs, rows)
+        return [
+            Answer(
+                answer.version,
+                part,
+                answer.bytes_out * count // total,
+                answer.bytes_in * count // total,
+            )
+            for part, count in zip(parts, rows, strict=True)
+        ]
+
+    async def _part(self, work: _Work, index: int, shared: asyncio.Task[list[Answer]]) -> bool:
+        """Wait for one item's part; True: it is to be asked for alone."""
+        prepared = work.prepared
+        assert prepared is not None
+        try:
+            async with asyncio.timeout(prepared.deadline - self._clock.monotonic()):
+                answer = (await asyncio.shield(shared))[index]
+            work.result.outputs.extend(answer.outputs)
+            await self.meter(work.result.metering, prepared, answer)
+        except TimeoutError:
+            work.failed(DeadlineExceededError("TRITON_TIMEOUT", "Triton did not answer in time"))
+        except Exception as error:  # noqa: BLE001 - an item fails alone, whatever it is
+            if isinstance(error, ServiceError) and error.code in _BLAME:
+                return True
+            work.failed(error)
+        self.finish(work.result.metering, prepared.known, work.started, work.reason)
+        return False
+
+    def gate(self, prepared: Prepared, deadline: float) -> Pass:
         """Return the context in which a model may be asked: a turn at its gate."""
-        name = prepared.known.name
+        name = prepared.spec.name
         gate = self._gates.get(name)
         if gate is None:
             gate = self._gates[name] = Gate(*self._limits)
         return gate.pass_through(prepared.rank, deadline - self._clock.monotonic())
-
-    def span(self, item: inference_pb2.InferItem, known: Known) -> AbstractContextManager[Metadata]:
-        """Return a context that gives the trace headers for Triton, whose spans then join.
-
-        Without tracing in this process the item's own headers are passed on.
-        """
-        if not telemetry.tracing():
-            return nullcontext(_headers(item.context.trace))
-        return _Span(item, known)
 
     async def meter(
         self, metering: inference_pb2.Metering, prepared: Prepared, answer: Answer
@@ -172,7 +199,6 @@ class Items:
         """Write what an answer took."""
         known = prepared.known
         metering.reported_version = answer.version
-        metering.artifact_digest = known.artifact.digest
         metering.bytes_out = answer.bytes_out
         metering.bytes_in = answer.bytes_in
         if known.meter.usage is None:
@@ -205,87 +231,6 @@ class Items:
         if known is None:  # a caller's invented names must not become label values
             metrics.ITEMS.labels("", "", reason).inc()
             return
-        if not metering.artifact_digest:
-            metering.artifact_digest = known.artifact.digest
+        metering.artifact_digest = known.artifact.digest
         metrics.ITEMS.labels(known.name, known.version, reason).inc()
         metrics.SECONDS.labels(known.name).observe(seconds)
-
-
-def check_output(prepared: Prepared, answer: Answer, rows: int | None) -> None:
-    """Check an answer against the model's own description.
-
-    Raises:
-        InternalError: MODEL_OUTPUT_INVALID.
-    """
-    spec = prepared.known.spec
-    assert spec is not None
-    faults = spec.faults(answer.outputs, rows)
-    if faults:
-        log.error("wrong output", extra={"model": spec.name, "faults": faults[:8]})
-        raise InternalError(
-            "MODEL_OUTPUT_INVALID",
-            "the model's output is not what it declares: " + "; ".join(faults[:8]),
-            metadata=_about(prepared.known),
-        )
-
-
-def _about(known: Known) -> dict[str, str]:
-    return {"model": known.name, "version": known.version}
-
-
-def _input(model_input: tensor_pb2.ModelInput) -> Sequence[tensor_pb2.Tensor]:
-    """Return the tensors: as they came if they carry a digest, normalized if they don't."""
-    if model_input.digest:
-        if not digest.fits(model_input):
-            raise DataLossError(
-                "INPUT_DIGEST_MISMATCH", "the model input is not the one that its digest names"
-            )
-        return model_input.tensors
-    try:
-        return tensors.normalize(model_input.tensors, "input.tensors")
-    except tensors.TensorError as error:
-        raise InvalidArgumentError(
-            "TENSOR_MISMATCH", str(error), violations=[(error.field, error.message)]
-        ) from error
-
-
-def _headers(item: context_pb2.TraceContext) -> Metadata:
-    if not item.traceparent:
-        return ()
-    headers = [("traceparent", item.traceparent)]
-    if item.tracestate:
-        headers.append(("tracestate", item.tracestate))
-    return headers
-
-
-class _Span:
-    """The span of one call of Triton; it belongs to the item's trace, and links to the call's."""
-
-    def __init__(self, item: inference_pb2.InferItem, known: Known) -> None:
-        here = trace.get_current_span().get_span_context()
-        own = item.context.trace.traceparent
-        self._span = _tracer.start_span(
-            names.SPAN_TRITON,
-            context=telemetry.extract(item.context.trace) if own else None,
-            kind=SpanKind.CLIENT,
-            links=[Link(here)] if own and here.is_valid else (),
-            attributes={
-                "rpc.system": "grpc",
-                "rpc.service": "inference.GRPCInferenceService",
-                names.PATH: "local",
-                names.MODEL: known.name,
-                names.MODEL_VERSION: known.version,
-                names.DECISION_ID: item.decision_id,
-            },
-        )
-
-    def __enter__(self) -> Metadata:
-        carrier: dict[str, str] = {}
-        propagate.inject(carrier, trace.set_span_in_context(self._span))
-        return list(carrier.items())
-
-    def __exit__(self, kind: object, error: BaseException | None, trace_back: object) -> None:
-        if error is not None:
-            reason = error.reason if isinstance(error, ServiceError) else type(error).__name__
-            self._span.set_status(Status(StatusCode.ERROR, reason))
-        self._span.end()

@@ -17,5 +17,10 @@ SECONDS = Histogram(
     ("model",),
     buckets=_SECONDS,
 )
-IN_FLIGHT = Gauge("twinpath_local_in_flight", "Items that Triton works on now.", ("model",))
+BATCHED = Histogram(
+    "twinpath_local_batched_items",
+    "Items that shared a request to Triton, by model; those that went alone are not here.",
+    ("model",),
+    buckets=(2, 4, 8, 16, 32, 64, 128, 256),
+)
 REPLICA_UP = Gauge("twinpath_local_replica_up", "1 while a replica answers pings.", ("replica",))

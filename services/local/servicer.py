@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import grpc.aio
@@ -38,14 +37,8 @@ class LocalServicer(inference_pb2_grpc.InferenceServicer):
         self, request: inference_pb2.InferRequest, context: Context
     ) -> inference_pb2.InferResponse:
         """Run the items beside each other; each one has its own status."""
-        items = request.items
-        if len(items) == 1:
-            results = [await self._items.run(items[0], self._deadline(items[0]))]
-        else:
-            results = await asyncio.gather(
-                *(self._items.run(item, self._deadline(item)) for item in items)
-            )
-        return inference_pb2.InferResponse(results=results)
+        items = [(item, self._deadline(item)) for item in request.items]
+        return inference_pb2.InferResponse(results=await self._items.run(items))
 
     async def InferStream(
         self, request: inference_pb2.InferStreamRequest, context: Context

@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator
 
 from services.chassis.clock import Clock
 from services.chassis.errors import ServiceError
+from services.local import tracing
 from services.local.fleet import Fleet
-from services.local.item import Items, Prepared, check_output
+from services.local.item import Items
+from services.local.prepare import Prepared, check_output
 from services.local.triton import Answer, Metadata
 from twinpath.inference.v1 import inference_pb2
 
@@ -38,12 +40,12 @@ class Streams:
         prepared: Prepared | None = None
         reason = "CANCELLED"  # unless one of the other ends is reached
         try:
-            prepared = await self._items.prepare(item, deadline, streamed=True)
+            prepared = await self._items.prepare(item, deadline)
             last: Answer | None = None
             bytes_in = 0
-            with self._items.span(item, prepared.known) as metadata:
-                async with self._items.gate(prepared, deadline):
-                    metering.sent = True
+            async with self._items.gate(prepared, deadline):
+                metering.sent = True
+                with tracing.call_of_triton(item, prepared.known) as metadata:
                     async for answer in self._answers(prepared, deadline, metadata):
                         last = answer
                         bytes_in += answer.bytes_in
@@ -66,14 +68,13 @@ class Streams:
     async def _answers(
         self, prepared: Prepared, deadline: float, metadata: Metadata
     ) -> AsyncIterator[Answer]:
-        spec = prepared.known.spec
-        assert spec is not None
+        spec = prepared.spec
         if not spec.decoupled:
             answer = await self._fleet.infer(prepared.ask, deadline, metadata)
-            check_output(prepared, answer, prepared.rows)
+            check_output(spec, answer.outputs, prepared.rows)
             yield answer
             return
         async with self._fleet.stream(prepared.ask, deadline, metadata) as answers:
             async for answer in answers:
-                check_output(prepared, answer, None)
+                check_output(spec, answer.outputs, None)
                 yield answer

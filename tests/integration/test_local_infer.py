@@ -240,3 +240,49 @@ async def test_too_many_for_one_model_are_refused(server: Triton, keys: MeshKeys
     assert codes == [0, 0, 0, 8, 8]
     busy = [failure(r) for r in results if r.status.code]
     assert {e.reason for e in busy} == {"MODEL_BUSY"}
+
+
+async def test_items_that_share_a_request_keep_their_answers(stub: Stub) -> None:
+    """Rows of many items ride together, and each item gets its own part and metering."""
+    items = [
+        item("batched", features(*[[n, row, 1] for row in range(1 + n % 3)]), name=f"i{n}")
+        for n in range(40)
+    ]
+    results = await ask(stub, *items)
+    for n, result in enumerate(results):
+        assert result.status.code == 0, result.status
+        rows = tensors.to_numpy(result.outputs[0]).tolist()
+        assert rows == [[n + row + 1] for row in range(1 + n % 3)]
+        assert result.metering.bytes_out > 0
+        assert result.metering.cost.nanos > 0
+
+
+async def test_a_bad_item_does_not_take_its_companions_along(stub: Stub) -> None:
+    """A model that fails because of one item's rows is asked again for the others."""
+    items = [item("picky", features([n]), name=f"i{n}") for n in range(6)]
+    results = await ask(stub, *items)
+    assert [r.status.code for r in results] == [0, 0, 0, 13, 0, 0]
+    assert failure(results[3]).reason == "MODEL_FAILED"
+
+
+async def test_items_that_share_a_request_keep_their_own_time(stub: Stub) -> None:
+    """One with little time fails alone, while the others wait for the slow model."""
+    short = item("picky", features([400]), name="short", time_left_s=0.1)
+    long = item("picky", features([0]), name="long")
+    first, second = await ask(stub, short, long)
+    assert failure(first).code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert second.status.code == 0
+
+
+async def test_the_trace_of_an_item_reaches_triton(server: Triton, keys: MeshKeys) -> None:
+    """The headers of the item itself, also where its neighbour has another trace."""
+    parents = [f"00-{n:032x}-{n:016x}-01" for n in (1, 2)]
+    async with local(keys, server.url) as stub:
+        items = [
+            item("headers", features([1]), name=parent, trace={"traceparent": parent})
+            for parent in parents
+        ]
+        results = await ask(stub, *items)
+    assert [r.status.code for r in results] == [0, 0]
+    seen = [tensors.decode_bytes(r.outputs[0].raw)[0].decode() for r in results]
+    assert seen == parents

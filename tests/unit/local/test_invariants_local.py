@@ -88,7 +88,8 @@ def digested() -> inference_pb2.InferItem:
 
 async def run(fleet: Any, item: inference_pb2.InferItem) -> inference_pb2.InferResult:
     """Run an item with plenty of time."""
-    return await items(fleet).run(item, time.monotonic() + 60)
+    (result,) = await items(fleet).run([(item, time.monotonic() + 60)])
+    return result
 
 
 async def test_triton_gets_the_very_bytes_that_were_digested() -> None:
@@ -121,7 +122,7 @@ async def test_an_input_without_a_digest_is_normalized_first() -> None:
 async def test_an_item_whose_time_is_up_never_reaches_triton() -> None:
     """DEADLINE_EXCEEDED, and no attempt."""
     fleet = Fleet()
-    result = await items(fleet).run(digested(), time.monotonic() - 0.001)
+    (result,) = await items(fleet).run([(digested(), time.monotonic() - 0.001)])
     error = from_status(result.status)
     assert error is not None
     assert error.reason == "DEADLINE_EXCEEDED"
