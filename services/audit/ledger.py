@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
-from services.audit import records
+from services.audit import metrics, records
 from services.audit.group_commit import GroupCommit, QueueFullError
 from services.audit.journal import JournalFailedError, JournalFullError
 from services.audit.live_index import LiveIndex
@@ -45,11 +46,12 @@ class _PayloadFirst:
         self._storage = storage
 
     def append(self, leaves: Sequence[bytes], hashes: bytes, notes: Sequence[Any]) -> int:
-        kept = [item for note in notes for item in note if item.payload]
-        if kept:
-            digests = b"".join([item.payload_digest for item in kept])
-            self._storage.payloads.append([item.payload for item in kept], digests)
-        return self._storage.journal.append(leaves, hashes)
+        with metrics.SYNC_SECONDS.time():
+            kept = [item for note in notes for item in note if item.payload]
+            if kept:
+                digests = b"".join([item.payload_digest for item in kept])
+                self._storage.payloads.append([item.payload for item in kept], digests)
+            return self._storage.journal.append(leaves, hashes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,7 @@ class Ledger:
             await asyncio.wait({claim})
         leaf = self.index.outcomes([decision]).get(decision)
         if leaf is not None:
+            metrics.REPEATED.inc()
             return Appended(leaf=leaf, existing=True)
         error = claim.exception() if claim is not None else None
         if error is not None:
@@ -200,6 +203,12 @@ class Ledger:
         if digests:
             self.index.stored(self.storage.payloads.size - len(digests), digests)
         self.index.committed(first, [item.row for item in ready])
+        metrics.BATCH.observe(len(ready))
+        for kind, count in Counter(item.row.kind for item in ready).items():
+            metrics.RECORDS.labels(records.kind_name(kind)).inc(count)
+        metrics.SIZE.set(self.storage.tree.size)
+        metrics.WAITING.set(self._commits.waiting_bytes)
+        metrics.UNINDEXED.set(self.index.waiting)
 
     def _release(self, claimed: AbstractSet[str]) -> None:
         for decision in claimed:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
-from services.audit import records
+from services.audit import metrics, records
 from services.audit.checkpoint import Checkpoint
 from services.audit.index import Search
 from services.audit.journal import CorruptLogError, JournalFailedError
@@ -81,7 +81,7 @@ class Reader:
             self._storage.index.search, search, after=after, limit=size + 1
         )
         more = leaves[size - 1] if len(leaves) > size else None
-        return [self.stored(leaf, with_payload=False) for leaf in leaves[:size]], more
+        return await asyncio.to_thread(self._all_stored, leaves[:size], with_payload=False), more
 
     async def export(
         self, wanted: audit_pb2.Filter, *, with_payload: bool
@@ -97,7 +97,7 @@ class Reader:
                 self._storage.index.search, search, after=after, limit=_EXPORT_PAGE
             )
             if leaves:
-                yield [self.stored(leaf, with_payload=with_payload) for leaf in leaves]
+                yield await asyncio.to_thread(self._all_stored, leaves, with_payload=with_payload)
                 after = leaves[-1]
             if len(leaves) < _EXPORT_PAGE:
                 return
@@ -122,6 +122,7 @@ class Reader:
                     self._ledger.fail(JournalFailedError(f"signing the log failed: {error}"))
                     raise UnavailableError("LOG_FAILED", "the log is failing") from error
                 self._notes[made.size] = note
+                metrics.SIGNED.set(made.size)
                 while len(self._notes) > _KEPT_NOTES:
                     self._notes.popitem(last=False)
                 return made, note
@@ -187,6 +188,11 @@ class Reader:
         )
 
     # ---- parts ----------------------------------------------------------------------------
+    def _all_stored(
+        self, leaves: Sequence[int], *, with_payload: bool
+    ) -> list[audit_pb2.StoredRecord]:
+        return [self.stored(leaf, with_payload=with_payload) for leaf in leaves]
+
     async def _leaves(self, decision: str) -> list[int]:
         await self._ledger.index.settle()
         leaves = self._storage.index.decision(decision)

@@ -82,6 +82,11 @@ def _plain(value: value_pb2.Value) -> list[object]:
     return [kind, held.hex() if isinstance(held, bytes) else held]
 
 
+def kind_name(kind: int) -> str:
+    """Return a kind's name, such as "OUTCOME"."""
+    return record_pb2.RecordKind.Name(kind).removeprefix("RECORD_KIND_")
+
+
 def name_of(entry: audit_pb2.Entry) -> str:
     """Return the key store's name of whom an entry is about."""
     return subject_name(entry.subject) if entry.HasField("subject") else NO_SUBJECT

@@ -6,18 +6,22 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc.aio
+from opentelemetry import trace
 
 from services.audit import upkeep
 from services.audit.house import House
 from services.audit.ledger import Appended
 from services.audit.reading import Reader
 from services.chassis import call as calls
+from services.chassis import telemetry
 from services.chassis.errors import (
     AlreadyExistsError,
     InvalidArgumentError,
     PermissionDeniedError,
+    ServiceError,
     to_status,
 )
+from twinpath import telemetry as names
 from twinpath.audit.v1 import audit_pb2, audit_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -40,6 +44,7 @@ class AuditServicer(audit_pb2_grpc.AuditServicer):
         self, request: audit_pb2.AppendRequest, context: Context
     ) -> audit_pb2.AppendResponse:
         """Make records durable."""
+        _note_on_span(request)
         entries = request.entries
         reader = self._house.reader
         appended = await self._house.ledger.append(entries)
@@ -127,12 +132,28 @@ def _result(item: str, appended: Appended, reader: Reader) -> audit_pb2.AppendRe
         return audit_pb2.AppendResult(id=item, status=to_status(appended.error))
     if not appended.existing:
         return audit_pb2.AppendResult(id=item, leaf_index=appended.leaf)
+    try:
+        existing = reader.stored(appended.leaf, with_payload=True)
+    except ServiceError as error:
+        return audit_pb2.AppendResult(id=item, status=to_status(error), leaf_index=appended.leaf)
     return audit_pb2.AppendResult(
-        id=item,
-        status=_ALREADY,
-        leaf_index=appended.leaf,
-        existing=reader.stored(appended.leaf, with_payload=True),
+        id=item, status=_ALREADY, leaf_index=appended.leaf, existing=existing
     )
+
+
+def _note_on_span(request: audit_pb2.AppendRequest) -> None:
+    """Say on the call's span what it carried; with traces of their own, link to those."""
+    span = trace.get_current_span()
+    if not span.is_recording():
+        return
+    span.set_attribute(names.BATCH_SIZE, len(request.entries))
+    if len(request.entries) == 1:
+        span.set_attribute(names.DECISION_ID, request.entries[0].record.decision_id)
+        span.set_attribute(names.TASK, request.entries[0].record.task)
+    for entry in request.entries:
+        if entry.context.trace.traceparent:
+            there = trace.get_current_span(telemetry.extract(entry.context.trace))
+            span.add_link(there.get_span_context())
 
 
 def _check_payload(*, wanted: bool) -> None:

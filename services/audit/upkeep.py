@@ -6,7 +6,7 @@ import asyncio
 import logging
 import uuid
 
-from services.audit import records
+from services.audit import metrics, records
 from services.audit.index import Search
 from services.audit.journal import CorruptLogError
 from services.audit.keystore import ErasureIncompleteError
@@ -91,6 +91,7 @@ async def reconcile(ledger: Ledger, grace_us: int) -> int:
     appended = await ledger.append_own(ready)
     closed = sum(1 for result in appended if result.error is None)
     if closed:
+        metrics.ABANDONED.inc(closed)
         log.warning("closed INTENTs without an end", extra={"count": closed})
     return closed
 

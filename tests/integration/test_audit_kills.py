@@ -8,6 +8,7 @@ from tests.chaos import audit_kills
 
 
 @pytest.mark.integration
+@pytest.mark.timeout(600)
 async def test_nothing_acknowledged_is_lost(tmp_path):
     """Twelve kills under load: nothing acknowledged is missing, no decision has two OUTCOMEs."""
     tally = await audit_kills.run(tmp_path, kills=12, seed=7)

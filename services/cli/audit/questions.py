@@ -23,7 +23,7 @@ Decision = Annotated[str, typer.Argument(help="The decision's id.")]
 def get(
     decision: Decision,
     payload: Annotated[
-        bool, typer.Option("--payload", help="Decrypt the payload; few may see it.")
+        bool, typer.Option("--payload", help="Decrypt the payload, for the role payload_reader.")
     ] = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -289,12 +289,10 @@ def _query(wanted: audit_pb2.Filter, limit: int) -> tuple[list[audit_pb2.StoredR
 
 
 def _get(decision: str, *, payload: bool) -> list[audit_pb2.StoredRecord]:
-    role = "privacy_officer" if payload else "auditor"
-
     async def work(mesh: client.Connection) -> list[audit_pb2.StoredRecord]:
         from twinpath.audit.v1 import audit_pb2_grpc  # noqa: PLC0415 - heavy
 
-        async with mesh.channel("audit", role=role) as channel:
+        async with mesh.channel("audit", role="auditor") as channel:
             answer = await audit_pb2_grpc.AuditStub(channel).Get(
                 audit_pb2.GetRequest(decision_id=decision, include_payload=payload)
             )
