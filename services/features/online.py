@@ -17,7 +17,7 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError, ResponseError
 
 from services.chassis import errors
 from services.features.coalescer import Read, Row
@@ -26,6 +26,7 @@ Topology = Literal["standalone", "sentinel", "cluster"]
 REASON = "FEATURE_STORE_UNAVAILABLE"
 
 _RETRY_AFTER_S = 1.0
+_AWAY = (RedisError, RedisClusterException, OSError)
 
 
 class _PackedPipeline(Pipeline):
@@ -84,20 +85,18 @@ class OnlineStore:
         self, url: str, topology: Topology, sentinel_master: str, timeout_s: float
     ) -> None:
         options, hosts, db = _options(url, timeout_s)
+        once = Retry(NoBackoff(), 1)  # a pooled connection may have died while idle
         self._client: Any
         self._sentinel: Sentinel | None = None
         if topology == "cluster":
             nodes = [ClusterNode(host, port) for host, port in hosts]
-            self._client = RedisCluster(
-                startup_nodes=nodes, cluster_error_retry_attempts=1, **options
-            )
+            self._client = RedisCluster(startup_nodes=nodes, retry=once, **options)
         elif topology == "sentinel":
             self._sentinel = Sentinel(hosts, sentinel_kwargs=options, **options)  # type: ignore[no-untyped-call]
             self._client = self._sentinel.master_for(sentinel_master, db=db)
         else:
-            retry = Retry(NoBackoff(), 1)  # once: a pooled connection may have died while idle
             host, port = hosts[0]
-            self._client = redis.Redis(host=host, port=port, db=db, retry=retry, **options)
+            self._client = redis.Redis(host=host, port=port, db=db, retry=once, **options)
         self._cluster = topology == "cluster"
         self._timeout_s = timeout_s
 
@@ -109,7 +108,7 @@ class OnlineStore:
         """
         try:
             flat = await (self._fetch_cluster(reads) if self._cluster else self._fetch_one(reads))
-        except (RedisError, OSError) as error:
+        except _AWAY as error:
             raise unavailable(error) from error
         replies = iter(flat)
         return [[next(replies) for _ in read.keys] for read in reads]
@@ -161,7 +160,7 @@ class OnlineStore:
             except NoScriptError:
                 await self._client.script_load(script)
                 return await self._run_script(script, calls)
-        except (RedisError, OSError) as error:
+        except _AWAY as error:
             raise unavailable(error) from error
 
     async def _run_script(

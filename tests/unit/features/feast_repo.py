@@ -29,6 +29,7 @@ offline_store:
   type: file
 online_store:
   type: redis
+  redis_type: {topology}
   connection_string: {address}
 entity_key_serialization_version: 3
 """
@@ -37,11 +38,15 @@ entity_key_serialization_version: 3
 class Repo:
     """A Feast repo in a folder, with an online store at `address` ("host:port")."""
 
-    def __init__(self, folder: Path, address: str, project: str = "test") -> None:
+    def __init__(
+        self, folder: Path, address: str, project: str = "test", topology: str = "redis"
+    ) -> None:
         from feast import FeatureStore
 
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "feature_store.yaml").write_text(YAML.format(project=project, address=address))
+        (folder / "feature_store.yaml").write_text(
+            YAML.format(project=project, address=address, topology=topology)
+        )
         self.folder = folder
         self.feast = FeatureStore(repo_path=str(folder))
 
@@ -139,6 +144,13 @@ def request(
         rows=[context_pb2.ItemContext(id=f"row-{n}") for n in range(rows)],
         join_keys=joined,
         request_fields=[column(name, values) for name, values in (requests or {}).items()],
+    )
+
+
+def push(source: str, columns: Mapping[str, Any]) -> features_pb2.PushRequest:
+    """Build a push."""
+    return features_pb2.PushRequest(
+        push_source=source, columns=[column(name, values) for name, values in columns.items()]
     )
 
 
