@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from services.remote.yaml_lines import CatalogError, read
+from services.remote.catalog_access import (
+    Auth,
+    DetectorName,
+    Entry,
+    Limits,
+    Token,
+    checked_url,
+)
+from services.remote.prices import Price
+from services.remote.yaml_lines import CatalogError, Mistake, read
 from twinpath.common.v1 import context_pb2
 from twinpath.inference import tensors
 from twinpath.inference.v1 import inference_pb2, tensor_pb2
 
 Name = Annotated[str, Field(min_length=1, max_length=128)]
+_SECRET_HEADER = re.compile(r"authorization|cookie|token|secret|(^|-)key$", re.IGNORECASE)
 
 
-class _Entry(BaseModel):
-    """No unknown keys: a misspelt one must not pass for an absent one."""
+class Options(Entry):
+    """What a protocol wants to know beside what all have in common."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    @classmethod
+    def of(cls, owner: Model | Provider) -> Self:
+        """Read the options of a model or a provider that were checked when the file was read."""
+        found = _read_options.get((id(owner), cls))
+        if found is None or found[0] is not owner:
+            found = _read_options[id(owner), cls] = (owner, cls.model_validate(owner.options))
+        options: Self = found[1]
+        return options
 
 
-class TensorEntry(_Entry):
+# Models and providers live as long as the process; reading their options again for every call
+# would cost more than writing the body.
+_read_options: dict[tuple[int, type], tuple[Any, Any]] = {}
+
+
+class TensorEntry(Entry):
     """One tensor of a model.
 
     Attributes:
@@ -57,43 +78,43 @@ class TensorEntry(_Entry):
         )
 
 
-class Price(_Entry):
-    """What a call costs, in billionths of a US dollar.
-
-    Attributes:
-        per_call_nanos_usd: For each call.
-        per_kib_out_nanos_usd: For each 1024 bytes of the body that we send, in proportion.
-    """
-
-    per_call_nanos_usd: int = Field(ge=0)
-    per_kib_out_nanos_usd: int = Field(default=0, ge=0)
-
-    def estimate(self, bytes_out: int) -> int:
-        """Return the price of a call in billionths of a US dollar."""
-        return self.per_call_nanos_usd + self.per_kib_out_nanos_usd * bytes_out // 1024
-
-
-class Model(_Entry):
+class Model(Entry):
     """One model at one version, as the vendor offers it.
 
     Attributes:
-        name: As the vendor knows it.
-        version: As the vendor knows it. Of several versions, the last listed serves where a
+        name: As candidates and grants name it.
+        version: As the vendor reports it. Of several versions, the last listed serves where a
             caller names none.
+        wire_name: As the vendor knows it, where that is another name.
         inputs: What it takes; checked before anything is sent.
         outputs: What it gives; checked before anything is passed on.
-        price: What a call costs, where the vendor does not report it.
+        price: What a call costs, where the vendor does not report it: one price, or dated ones.
         max_batch_size: Rows of one call; 0: it has no batch dimension.
-        candidates: Candidates' ids that a grant for it may name; empty: any.
+        token: Our token for this model, where it has one of its own.
+        limits: How much may be asked of it.
+        options: What the protocol wants to know; see the provider's file.
     """
 
     name: Name
     version: Name
     inputs: list[TensorEntry] = Field(min_length=1)
     outputs: list[TensorEntry] = Field(min_length=1)
-    price: Price | None = None
+    wire_name: str = ""
+    price: list[Price] = Field(default_factory=list)
     max_batch_size: int = Field(default=0, ge=0)
-    candidates: list[str] = []
+    token: Token | None = None
+    limits: Limits = Limits()
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def on_wire(self) -> str:
+        """Its name as the vendor knows it."""
+        return self.wire_name or self.name
+
+    @field_validator("price", mode="before")
+    @classmethod
+    def _book(cls, value: object) -> object:
+        return [value] if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -101,28 +122,13 @@ class Model(_Entry):
             names = [entry.name for entry in entries]
             if len(set(names)) != len(names):
                 raise ValueError(f"two {what} have the same name")
+        days = [price.since for price in self.price]
+        if len(set(days)) != len(days):
+            raise ValueError("two prices hold from the same day")
         return self
 
 
-class Token(_Entry):
-    """Where our token for the vendor comes from.
-
-    Attributes:
-        file: A file, read again when it changes.
-        env: An environment variable.
-    """
-
-    file: Path | None = None
-    env: str | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.file is None) == (self.env is None):
-            raise ValueError("name either a file or an environment variable (env)")
-        return self
-
-
-class Provider(_Entry):
+class Provider(Entry):
     """One vendor.
 
     Attributes:
@@ -137,7 +143,15 @@ class Provider(_Entry):
         encoding: `binary` sends tensors as raw bytes, `json` as numbers, for vendors without the
             binary extension (which can't take NaN, FP16 and BF16).
         cost_header: The answer's header with the cost of the call in US dollars, if it has one.
+        auth: In which header our token goes; absent: as the protocol has it.
+        headers: Further headers, without secrets (an organization, a beta flag).
+        query: Further parameters of every URL (Azure's `api-version`).
+        probe_path: What to GET to see if it is there; absent: as the protocol has it.
+        allow: Detectors that don't refuse here, because such content is meant for this vendor.
+        options: What the protocol wants to know; see the provider's file.
         connect_timeout_s: Seconds to connect.
+        silence_timeout_s: Seconds without a byte, to the first one or between two, after which
+            the vendor counts as silent.
         timeout_s: Seconds that one call may take at most, whatever the caller's deadline.
         max_connections: Connections kept to it.
     """
@@ -152,7 +166,14 @@ class Provider(_Entry):
     models: list[Model] = Field(min_length=1)
     encoding: Literal["binary", "json"] = "binary"
     cost_header: str | None = None
+    auth: Auth | None = None
+    headers: dict[str, str] = Field(default_factory=dict)
+    query: dict[str, str] = Field(default_factory=dict)
+    probe_path: str | None = None
+    allow: frozenset[DetectorName] = frozenset()
+    options: dict[str, Any] = Field(default_factory=dict)
     connect_timeout_s: float = Field(default=2.0, gt=0)
+    silence_timeout_s: float = Field(default=30.0, gt=0)
     timeout_s: float = Field(default=60.0, gt=0)
     max_connections: int = Field(default=100, ge=1)
 
@@ -165,13 +186,13 @@ class Provider(_Entry):
 
     @model_validator(mode="after")
     def _checked(self) -> Self:
-        url = urlsplit(self.base_url)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise ValueError("base_url must be http(s)://host[:port][/path]")
-        if url.query or url.fragment or url.username:
-            raise ValueError("base_url must not hold a query, a fragment or a user")
-        if url.scheme == "http" and not (self.plain_http or _is_loopback(url.hostname)):
-            raise ValueError("base_url must be https (or set plain_http: true)")
+        try:
+            checked_url(self.base_url, plain_http=self.plain_http)
+        except ValueError as error:
+            raise ValueError(f"base_url {error}") from None
+        for name, value in self.headers.items():
+            if _SECRET_HEADER.search(name) or not (value.isascii() and value.isprintable()):
+                raise ValueError(f"headers: {name}: no secrets here, and printable ASCII only")
         known = [(model.name, model.version) for model in self.models]
         if len(set(known)) != len(known):
             raise ValueError("a model stands twice at the same version")
@@ -203,13 +224,15 @@ def describe(provider: Provider, model: Model) -> inference_pb2.ModelDescription
 
 
 def load(
-    catalog: Path, protocols: frozenset[str], environment: Mapping[str, str] | None = None
+    catalog: Path,
+    check: Callable[[Provider], Iterable[Mistake]],
+    environment: Mapping[str, str] | None = None,
 ) -> dict[str, Provider]:
     """Read all provider files.
 
     Args:
         catalog: The catalog's folder.
-        protocols: Protocols for which there is an adapter.
+        check: Finds what the provider's protocol does not understand.
         environment: Variables for `${…}`; None: the process's own.
 
     Raises:
@@ -223,25 +246,13 @@ def load(
     mistakes: list[str] = []
     for path in files:
         try:
-            provider = read(path, Provider, environment)
+            provider = read(path, Provider, environment, check)
         except CatalogError as error:
             mistakes.append(str(error))
             continue
         if provider.name != path.stem:
             mistakes.append(f"{path}:1: name: must be the file's own name, {path.stem}")
-        if provider.protocol not in protocols:
-            known = ", ".join(sorted(protocols))
-            mistakes.append(f"{path}:1: protocol: {provider.protocol} is none of: {known}")
         providers[provider.name] = provider
     if mistakes:
         raise CatalogError("\n".join(mistakes))
     return providers
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

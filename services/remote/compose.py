@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
-from services.chassis.clock import SystemClock
+import redis.asyncio
+
+from services.chassis.clock import Clock, SystemClock
 from services.chassis.identity import read_public_keys
 from services.chassis.run import Mount, Service
-from services.remote import catalog
+from services.remote import catalog, providers
+from services.remote.door import Door
 from services.remote.grants import GrantVerifier, UsedGrants
-from services.remote.oip_http import OipHttp
-from services.remote.provider import MakeAdapter
+from services.remote.limits import Limits, LocalBuckets, RedisBuckets
 from services.remote.servicer import RemoteInference
 from services.remote.settings import RemoteSettings
 from services.remote.vendors import Vendor, Vendors
 from twinpath.inference.v1 import inference_pb2_grpc
-
-# Adapters by the `protocol` of a provider file. A new one is one file and one line here.
-ADAPTERS: dict[str, MakeAdapter] = {"oip-http": OipHttp}
 
 
 async def build(settings: RemoteSettings, stack: AsyncExitStack) -> Service:
@@ -29,18 +28,36 @@ async def build(settings: RemoteSettings, stack: AsyncExitStack) -> Service:
     """
     clock = SystemClock()
     vendors = {}
-    for name, provider in catalog.load(settings.catalog, frozenset(ADAPTERS)).items():
-        adapter = ADAPTERS[provider.protocol](provider, clock, settings.max_answer_bytes)
+    for name, provider in catalog.load(settings.catalog, providers.mistakes).items():
+        adapter = providers.make(provider, clock, settings.max_answer_bytes)
         stack.push_async_callback(adapter.aclose)
         vendors[name] = Vendor(provider, adapter)
     known = Vendors(vendors, clock, settings.probe_interval_s)
     verifier = GrantVerifier(
-        read_public_keys(settings.grant_keys), clock, settings.grant_lifetime_s
+        read_public_keys(settings.grant_keys),
+        clock,
+        settings.grant_lifetime_s,
+        settings.grant_leeway_s,
     )
-    servicer = RemoteInference(known, verifier, UsedGrants(clock, settings.grant_memory))
+    used = UsedGrants(clock, settings.grant_memory, settings.grant_leeway_s)
+    servicer = RemoteInference(known, Door(known, verifier, used, _limits(settings, clock, stack)))
     mount = Mount(
         "twinpath.inference.v1.Inference",
         servicer,
         inference_pb2_grpc.add_InferenceServicer_to_server,
     )
     return Service(mounts=[mount], pings={"vendors": known.ping})
+
+
+def _limits(settings: RemoteSettings, clock: Clock, stack: AsyncExitStack) -> Limits:
+    local = LocalBuckets(clock)
+    if settings.state_url is None:
+        return Limits(local)
+    client = redis.asyncio.Redis.from_url(
+        settings.state_url,
+        socket_timeout=settings.state_timeout_s,
+        socket_connect_timeout=settings.state_timeout_s,
+        max_connections=256,
+    )
+    stack.push_async_callback(client.aclose)
+    return Limits(RedisBuckets(client, local))

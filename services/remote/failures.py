@@ -78,6 +78,13 @@ ANSWER_INVALID = Failure(
 ANSWER_IS_ERROR = Failure(
     UnavailableError, "VENDOR_ERROR_INSIDE", "it answered 200 with an error inside"
 )
+ANSWER_CUT = Failure(
+    FailedPreconditionError, "VENDOR_ANSWER_CUT", "its answer was cut at the length limit"
+)
+CUT_STREAM = Failure(UnavailableError, "VENDOR_STREAM_CUT", "its stream ended before its end")
+QUOTA_SPENT = Failure(
+    FailedPreconditionError, "VENDOR_QUOTA_SPENT", "our account there has nothing left"
+)
 OUTPUT_MISMATCH = Failure(
     UnavailableError, "VENDOR_OUTPUT_MISMATCH", "its outputs don't fit the catalog"
 )
@@ -87,6 +94,7 @@ DNS = Failure(UnavailableError, "VENDOR_DNS_FAILED", "its name can't be resolved
 TLS = Failure(UnavailableError, "VENDOR_TLS_FAILED", "no TLS connection that we trust")
 CONNECT_TIMEOUT = Failure(UnavailableError, "VENDOR_CONNECT_TIMEOUT", "connecting took too long")
 TIMEOUT = Failure(DeadlineExceededError, "VENDOR_TIMEOUT", "no answer in the time that was left")
+SILENT = Failure(DeadlineExceededError, "VENDOR_SILENT", "it fell silent")
 LOST = Failure(UnavailableError, "VENDOR_CONNECTION_LOST", "the connection broke")
 TOKEN = Failure(FailedPreconditionError, "VENDOR_TOKEN_MISSING", "our token for it is not there")
 
@@ -95,6 +103,7 @@ TRANSPORT: tuple[tuple[type[BaseException], Failure], ...] = (
     (aiohttp.ClientConnectorDNSError, DNS),
     (aiohttp.ClientSSLError, TLS),
     (aiohttp.ConnectionTimeoutError, CONNECT_TIMEOUT),
+    (aiohttp.SocketTimeoutError, SILENT),
     (TimeoutError, TIMEOUT),
     (aiohttp.ClientConnectorError, REFUSED),
     (aiohttp.ClientPayloadError, LOST),

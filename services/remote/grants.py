@@ -40,14 +40,21 @@ class GrantVerifier:
         clock: Its wall clock is compared with the expiry.
         lifetime_s: A grant that expires later than this from now is refused, so that the memory
             of used grants can be bounded.
+        leeway_s: For how long after its expiry a grant still serves: a grant lives exactly as
+            long as its attempt, which may be shorter than two machines' clocks are apart.
     """
 
     def __init__(
-        self, keys: Iterable[Ed25519PublicKey], clock: Clock, lifetime_s: float = 3660.0
+        self,
+        keys: Iterable[Ed25519PublicKey],
+        clock: Clock,
+        lifetime_s: float = 3660.0,
+        leeway_s: float = 0.0,
     ) -> None:
         self._keys = {key_id(key): key for key in keys}
         self._clock = clock
         self._lifetime_us = int(lifetime_s * 1e6)
+        self._leeway_us = int(leeway_s * 1e6)
 
     def verify(self, item: inference_pb2.InferItem) -> grant_pb2.GrantClaims:
         """Return the claims of an item's grant, once it is shown to be the router's.
@@ -69,7 +76,7 @@ class GrantVerifier:
         except DecodeError:
             raise refused("GRANT_INVALID", "the grant's claims can't be read") from None
         left = claims.expire_time_unix_us - self._clock.unix_us()
-        if left <= 0:
+        if left <= -self._leeway_us:
             raise refused("GRANT_EXPIRED", "the grant has expired")
         if left > self._lifetime_us:
             raise refused("GRANT_INVALID", "the grant is valid for longer than we accept")
@@ -100,8 +107,10 @@ def check_fit(
         "grant_id": bool(claims.grant_id),
         "decision_id": bool(claims.decision_id) and claims.decision_id == item.decision_id,
         "provider": claims.provider == item.provider,
-        "candidate": bool(claims.candidate)
-        and (not model.candidates or claims.candidate in model.candidates),
+        "candidate": bool(claims.candidate),
+        "model": claims.model == model.name,
+        # No version in either: the one that serves now, which the item asked for, too.
+        "version": claims.version == item.version,
         "input_digest": claims.input_digest == digest,
         "policy_version": bool(claims.policy_version),
         # An unknown class could be any class.
@@ -135,10 +144,12 @@ class UsedGrants:
         clock: Its wall clock is compared with the expiries.
         limit: Grants remembered at most. When full of live ones, further grants are refused:
             forgetting one would let it serve twice.
+        leeway_s: As the verifier's: for so long after its expiry a grant is remembered.
     """
 
-    def __init__(self, clock: Clock, limit: int) -> None:
+    def __init__(self, clock: Clock, limit: int, leeway_s: float = 0.0) -> None:
         self._clock = clock
+        self._leeway_us = int(leeway_s * 1e6)
         self._limit = limit
         self._used: set[str] = set()
         self._by_expiry: list[tuple[int, str]] = []
@@ -163,4 +174,6 @@ class UsedGrants:
                 "GRANT_MEMORY_FULL", "too many live grants to tell a second use", retry_after=1.0
             )
         self._used.add(claims.grant_id)
-        heapq.heappush(self._by_expiry, (claims.expire_time_unix_us, claims.grant_id))
+        heapq.heappush(
+            self._by_expiry, (claims.expire_time_unix_us + self._leeway_us, claims.grant_id)
+        )

@@ -31,3 +31,17 @@ DRIFT = Counter(
     ("provider", "model"),
 )
 VENDOR_UP = Gauge("twinpath_remote_vendor_up", "1 while a vendor answers probes.", ("provider",))
+TOKEN_EXPIRES = Gauge(
+    "twinpath_remote_token_expires_unix_seconds",
+    "When our token ends, where that is known; model is empty for the provider's own.",
+    ("provider", "model"),
+)
+REFUSED_CONTENT = Counter(
+    "twinpath_remote_refused_content_total",
+    "Items refused at the door because a detector found what should not leave.",
+    ("provider", "detector"),
+)
+LIMITS_LOCAL = Counter(
+    "twinpath_remote_limits_local_total",
+    "Items limited by this replica alone, because the state store did not answer.",
+)

@@ -6,61 +6,27 @@ whoever reads it later has to know which code wrote it. Any change of the bytes 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 from services.chassis.errors import InvalidArgumentError
 from services.remote.catalog import Model, TensorEntry
+from services.remote.wire import (
+    JSON_TYPE,
+    AnswerError,
+    Body,
+    ErrorInsideError,
+    Parsed,
+    dump,
+    load_object,
+)
 from twinpath.inference import tensors
 from twinpath.inference.v1 import tensor_pb2
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-JSON_TYPE = "application/json"
 BINARY_TYPE = "application/octet-stream"
 _NOT_IN_JSON = (tensors.FP16, tensors.BF16)
-
-
-@dataclass(frozen=True, slots=True)
-class Body:
-    """A request as it goes over the wire.
-
-    Attributes:
-        content: The bytes.
-        headers: Their content type, and where the JSON ends.
-        renderer: Version of the code that wrote them.
-    """
-
-    content: bytes
-    headers: dict[str, str]
-    renderer: str
-
-
-class AnswerError(ValueError):
-    """An answer breaks the protocol. `rule` names what it breaks, without a value from it."""
-
-    def __init__(self, rule: str) -> None:
-        super().__init__(rule)
-        self.rule = rule
-
-
-class ErrorInsideError(Exception):
-    """An answer with status 200 that holds an error."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parsed:
-    """An answer that keeps to the protocol.
-
-    Attributes:
-        version: The model version that the vendor reports; may be empty.
-        outputs: The tensors, contents in `raw`, as the vendor ordered them.
-    """
-
-    version: str
-    outputs: list[tensor_pb2.Tensor]
 
 
 def _wanted(model: Model, parameters: dict[str, Any]) -> list[dict[str, Any]]:
@@ -75,10 +41,6 @@ def _wanted(model: Model, parameters: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _all_required(outputs: Sequence[TensorEntry]) -> bool:
     return not any(output.optional for output in outputs)
-
-
-def _dump(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, allow_nan=False, separators=(",", ":"), ensure_ascii=True).encode()
 
 
 def render_binary(model: Model, given: Sequence[tensor_pb2.Tensor]) -> Body:
@@ -98,7 +60,7 @@ def render_binary(model: Model, given: Sequence[tensor_pb2.Tensor]) -> Body:
         document["outputs"] = _wanted(model, {"binary_data": True})
     else:
         document["parameters"] = {"binary_data_output": True}
-    head = _dump(document)
+    head = dump(document)
     headers = {"Content-Type": BINARY_TYPE, HEADER_LENGTH: str(len(head))}
     content = b"".join([head, *(tensor.raw for tensor in given)])
     return Body(content, headers, "oip-http-binary/1")
@@ -119,13 +81,13 @@ def render_json(model: Model, given: Sequence[tensor_pb2.Tensor]) -> Body:
                 "name": tensor.name,
                 "datatype": tensors.datatype_name(tensor.datatype),
                 "shape": list(tensor.shape),
-                "data": _json_data(tensor, f"input.tensors[{index}].raw"),
+                "data": json_data(tensor, f"input.tensors[{index}].raw"),
             }
         )
     document: dict[str, Any] = {"inputs": inputs}
     if _all_required(model.outputs):
         document["outputs"] = _wanted(model, {})
-    return Body(_dump(document), {"Content-Type": JSON_TYPE}, "oip-http-json/1")
+    return Body(dump(document), {"Content-Type": JSON_TYPE}, "oip-http-json/1")
 
 
 RENDERERS: dict[str, Callable[[Model, Sequence[tensor_pb2.Tensor]], Body]] = {
@@ -157,7 +119,7 @@ def parse(content: bytes, content_type: str, header_length: str | None) -> Parse
             raise AnswerError("truncated")
     elif content_type == BINARY_TYPE:
         raise AnswerError("header_length")
-    document = _load(content[:split])
+    document = load_object(content[:split])
     if "error" in document:
         raise ErrorInsideError
     entries = document.get("outputs")
@@ -171,20 +133,7 @@ def parse(content: bytes, content_type: str, header_length: str | None) -> Parse
         outputs.append(tensor)
     if at != len(content):
         raise AnswerError("surplus_bytes")
-    return Parsed(version, outputs)
-
-
-def _load(text: bytes) -> dict[str, Any]:
-    def constant(_: str) -> None:
-        raise AnswerError("json")
-
-    try:
-        document = json.loads(text.decode(), parse_constant=constant)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        raise AnswerError("json") from None
-    if not isinstance(document, dict):
-        raise AnswerError("structure")
-    return document
+    return Parsed(outputs, version)
 
 
 def _output(entry: Any, content: bytes, at: int) -> tuple[tensor_pb2.Tensor, int]:
@@ -206,7 +155,7 @@ def _output(entry: Any, content: bytes, at: int) -> tuple[tensor_pb2.Tensor, int
     size = parameters.get("binary_data_size")
     tensor = tensor_pb2.Tensor(name=name, datatype=datatype, shape=shape)
     if size is None:
-        tensor.raw = _raw_of_json(datatype, shape, entry.get("data"))
+        tensor.raw = raw_of_json(datatype, shape, entry.get("data"))
     elif type(size) is not int or size < 0:
         raise AnswerError("binary_data_size")
     elif at + size > len(content):
@@ -221,7 +170,7 @@ def _output(entry: Any, content: bytes, at: int) -> tuple[tensor_pb2.Tensor, int
     return tensor, at
 
 
-def _raw_of_json(datatype: tensor_pb2.Datatype, shape: list[int], data: Any) -> bytes:
+def raw_of_json(datatype: tensor_pb2.Datatype, shape: list[int], data: Any) -> bytes:
     """Return raw contents of a JSON `data` list, flat or nested."""
     if not isinstance(data, list) or datatype in _NOT_IN_JSON:
         raise AnswerError("data")
@@ -265,7 +214,8 @@ _CONTENTS: dict[int, str] = {
 }
 
 
-def _json_data(tensor: tensor_pb2.Tensor, field: str) -> list[Any]:
+def json_data(tensor: tensor_pb2.Tensor, field: str) -> list[Any]:
+    """Return the elements, flat, as JSON has them; raises InvalidArgumentError."""
     if tensor.datatype in _NOT_IN_JSON:
         raise _not_renderable(field, "JSON has no form for this data type")
     if tensor.datatype == tensors.BYTES:

@@ -1,17 +1,22 @@
-"""What an adapter to a vendor is, and the registry of adapters by protocol.
+"""What a provider is: the small protocol that every vendor's adapter keeps to.
 
-A new protocol is one file with a class like `Adapter`, and one line in `compose.py`.
+Most vendors speak HTTP. Theirs is a `Dialect`: pure functions that write a request's body and
+read an answer; `http_vendor` does the rest (connections, time-outs, the table of failures,
+metering, cost). A vendor that speaks something else has an `Adapter` of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from services.chassis.clock import Clock
-from services.remote.catalog import Model, Provider
+from services.remote.catalog import Model
+from services.remote.failures import Failure
+from services.remote.wire import Body, Event, Parsed, Reply
 from twinpath.inference.v1 import inference_pb2, tensor_pb2
+
+Tensors: TypeAlias = Sequence[tensor_pb2.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +32,7 @@ class Ask:
     """
 
     model: Model
-    tensors: Sequence[tensor_pb2.Tensor]
+    tensors: Tensors
     time_left_s: float
     headers: Mapping[str, str]
 
@@ -41,16 +46,71 @@ class Answer:
         finish_reason: Why the model stopped.
     """
 
-    outputs: Sequence[tensor_pb2.Tensor]
+    outputs: Tensors
     finish_reason: inference_pb2.FinishReason = inference_pb2.FINISH_REASON_UNSPECIFIED
 
 
-class Adapter(Protocol):
-    """One vendor's protocol. Made for one provider, on the event loop that uses it."""
+AnswerStream: TypeAlias = AsyncGenerator[Tensors | Answer, None]
+"""Chunks, then exactly one `Answer` without outputs."""
+
+
+class Decoder(Protocol):
+    """Reads one stream."""
+
+    def feed(self, event: Event) -> Tensors:
+        """Return the chunk that an event holds, empty if it holds none.
+
+        Raises:
+            AnswerError, ErrorInsideError: As `Dialect.answer`.
+        """
+
+    def finish(self) -> Parsed:
+        """Return how the stream ended; its outputs are not read.
+
+        Raises:
+            AnswerError: It ended before its protocol's end: it was cut.
+        """
+
+
+class Dialect(Protocol):
+    """One vendor's HTTP protocol, as pure functions over one provider file."""
 
     @property
-    def streaming(self) -> bool:
-        """Whether it can answer in chunks."""
+    def probe_path(self) -> str:
+        """What to GET to see if the vendor is there, below the base URL."""
+
+    def streams(self, model: Model) -> bool:
+        """Whether it can answer this model in chunks."""
+
+    def body(self, ask: Ask, *, stream: bool) -> Body:
+        """Write the request. Raises InvalidArgumentError (TENSOR_NOT_RENDERABLE)."""
+
+    def answer(self, ask: Ask, reply: Reply) -> Parsed:
+        """Read an answer with status 200.
+
+        Raises:
+            AnswerError: It breaks the protocol.
+            ErrorInsideError: It holds an error.
+            CutAnswerError: The length limit cut it, and a part of it is of no use.
+        """
+
+    def refused(self, reply: Reply) -> Failure | bool | None:
+        """Say what is special about an error answer, beyond its status.
+
+        Returns:
+            True: the content policy refused. A failure: that, instead of the status table's.
+            None or False: nothing.
+        """
+
+    def decoder(self, ask: Ask) -> Decoder:
+        """Return a reader for one stream."""
+
+
+class Adapter(Protocol):
+    """One vendor. Made for one provider, on the event loop that uses it."""
+
+    def streams(self, model: Model) -> bool:
+        """Whether it can answer this model in chunks."""
 
     async def infer(self, ask: Ask, metering: inference_pb2.Metering) -> Answer:
         """Ask the vendor once: no retry, no redirect.
@@ -62,12 +122,17 @@ class Adapter(Protocol):
             ServiceError: A row of `failures`.
         """
 
+    def stream(self, ask: Ask, metering: inference_pb2.Metering) -> AnswerStream:
+        """Ask the vendor once, and yield chunks, then exactly one `Answer` without outputs.
+
+        Closing the iterator closes the vendor's connection. Only where `streams` says so.
+
+        Raises:
+            ServiceError: As `infer`, at any point; a stream that ends early is one.
+        """
+
     async def probe(self, time_left_s: float) -> None:
         """Ask the vendor if it is there. Raises ServiceError if not; sends no data."""
 
     async def aclose(self) -> None:
         """Close connections."""
-
-
-MakeAdapter: TypeAlias = Callable[[Provider, Clock, int], Adapter]
-"""Makes an adapter of a provider, the clock, and the largest answer in bytes."""

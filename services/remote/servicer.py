@@ -1,35 +1,28 @@
-"""The remote path's `inference.v1.Inference`: grants, checks, one attempt for each item."""
+"""The remote path's `inference.v1.Inference`: one attempt for each item, metered and traced."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from opentelemetry import trace
 
 from services.chassis import call as calls
-from services.chassis.errors import (
-    DataLossError,
-    DeadlineExceededError,
-    InvalidArgumentError,
-    ServiceError,
-    UnimplementedError,
-    to_status,
-)
+from services.chassis.errors import InternalError, ServiceError, to_status
 from services.remote import meters, tracing
 from services.remote.catalog import describe
-from services.remote.grants import GrantVerifier, UsedGrants, check_fit
-from services.remote.provider import Ask
-from services.remote.tensor_fit import check_inputs
+from services.remote.door import Door
+from services.remote.provider import Adapter, Answer, AnswerStream, Ask
 from services.remote.vendors import Vendors, model_unknown
 from twinpath import telemetry as names
 from twinpath.common.v1 import decision_pb2
-from twinpath.inference import digest, tensors
-from twinpath.inference.v1 import inference_pb2, inference_pb2_grpc, tensor_pb2
+from twinpath.inference.v1 import inference_pb2, inference_pb2_grpc
 
 log = logging.getLogger(__name__)
+Message = inference_pb2.InferStreamResponse
 
 
 class RemoteInference(inference_pb2_grpc.InferenceServicer):
@@ -37,39 +30,51 @@ class RemoteInference(inference_pb2_grpc.InferenceServicer):
 
     Args:
         vendors: The vendors of the catalog.
-        verifier: Tells the router's grants.
-        used: Remembers those that have served.
+        door: Admits items.
     """
 
-    def __init__(self, vendors: Vendors, verifier: GrantVerifier, used: UsedGrants) -> None:
+    def __init__(self, vendors: Vendors, door: Door) -> None:
         self._vendors = vendors
-        self._verifier = verifier
-        self._used = used
+        self._door = door
 
     async def Infer(
         self, request: inference_pb2.InferRequest, context: object
     ) -> inference_pb2.InferResponse:
         """Run the items at the same time; each one succeeds or fails alone."""
         del context
-        call = calls.current()
-        left = call.time_left() if call is not None else float("inf")
-        results = await asyncio.gather(*(self._item(item, left) for item in request.items))
+        results = await asyncio.gather(*(self._item(item) for item in request.items))
         return inference_pb2.InferResponse(results=results)
 
     async def InferStream(
         self, request: inference_pb2.InferStreamRequest, context: object
     ) -> AsyncIterator[inference_pb2.InferStreamResponse]:
-        """Refuse clearly: no adapter streams yet. No grant is used up, nothing is sent."""
+        """Pass the vendor's chunks on as they come; then exactly one final message.
+
+        A model that can't be streamed answers in one chunk. When the caller leaves, the vendor's
+        connection is closed. A stream that was cut ends with an error instead of a final message.
+        """
         del context
-        self._verifier.verify(request.item)
-        vendor = self._vendors.find(request.item.provider)
-        self._vendors.find_model(vendor, request.item.model, request.item.version)
-        raise UnimplementedError(
-            "STREAMING_UNSUPPORTED",
-            f"vendor {vendor.provider.name} does not answer in chunks; use Infer",
-            metadata={"provider": vendor.provider.name},
-        )
-        yield inference_pb2.InferStreamResponse()  # makes this a generator
+        item = request.item
+        final = inference_pb2.InferResult(id=item.context.id)
+        metering = final.metering
+        start = time.perf_counter()
+        with self._attempt(item, metering) as headers:
+            admitted = await self._door.admit(item, _left_s(item), headers)
+            try:
+                answers = _answers(admitted.vendor.adapter, admitted.ask, metering)
+                async with contextlib.aclosing(answers):
+                    async for answer in answers:
+                        if isinstance(answer, Answer):
+                            final.finish_reason = answer.finish_reason
+                            continue
+                        if not metering.first_chunk_us:
+                            metering.first_chunk_us = _us_since(start)
+                        yield Message(chunk=inference_pb2.InferChunk(outputs=answer))
+            finally:
+                await self._door.settle(admitted, metering)
+            version = metering.reported_version
+            self._vendors.reported(item.provider, admitted.ask.model, version)
+        yield Message(final=final)
 
     async def Describe(
         self, request: inference_pb2.DescribeRequest, context: object
@@ -81,7 +86,7 @@ class RemoteInference(inference_pb2_grpc.InferenceServicer):
             for model in vendor.provider.models:
                 if request.model in ("", model.name) and request.version in ("", model.version):
                     described = describe(vendor.provider, model)
-                    described.streaming = vendor.adapter.streaming
+                    described.streaming = vendor.adapter.streams(model)
                     described.state = (
                         inference_pb2.MODEL_STATE_UNAVAILABLE
                         if vendor.problem
@@ -94,104 +99,86 @@ class RemoteInference(inference_pb2_grpc.InferenceServicer):
         found.sort(key=lambda model: (model.name, model.version, model.provider))
         return inference_pb2.DescribeResponse(models=found)
 
-    async def _item(
-        self, item: inference_pb2.InferItem, call_left_s: float
-    ) -> inference_pb2.InferResult:
-        start = time.perf_counter()
+    async def _item(self, item: inference_pb2.InferItem) -> inference_pb2.InferResult:
         result = inference_pb2.InferResult(id=item.context.id)
-        metering = result.metering
-        left = call_left_s
-        if item.context.time_left_us:
-            left = min(left, item.context.time_left_us / 1e6)
-        reason = "OK"
+        try:
+            with self._attempt(item, result.metering) as headers:
+                admitted = await self._door.admit(item, _left_s(item), headers)
+                try:
+                    answer = await admitted.vendor.adapter.infer(admitted.ask, result.metering)
+                finally:
+                    await self._door.settle(admitted, result.metering)
+                version = result.metering.reported_version
+                self._vendors.reported(item.provider, admitted.ask.model, version)
+                result.outputs.extend(answer.outputs)
+                result.finish_reason = answer.finish_reason
+        except ServiceError as error:
+            result.status.CopyFrom(to_status(error))
+        return result
+
+    @contextlib.contextmanager
+    def _attempt(
+        self, item: inference_pb2.InferItem, metering: inference_pb2.Metering
+    ) -> Iterator[dict[str, str]]:
+        """Trace, time and count one attempt, however it ends. Gives the headers of its trace.
+
+        Raises:
+            ServiceError: What ended it; anything unexpected as InternalError.
+        """
+        start = time.perf_counter()
+        reason = "CANCELLED"  # unless one of the other ends is reached
         with tracing.attempt(item) as (span, headers):
             try:
-                await self._attempt(item, left, headers, result)
+                yield headers
+                reason = "OK"
             except ServiceError as error:
                 reason = error.reason
-                result.status.CopyFrom(to_status(error))
                 span.set_status(trace.StatusCode.ERROR, reason)
-            except Exception as error:
+                raise
+            except Exception:
                 reason = "INTERNAL"
                 log.exception("unexpected error")
-                result.status.CopyFrom(to_status(error))
                 span.set_status(trace.StatusCode.ERROR, reason)
-            except asyncio.CancelledError:
-                reason = "CANCELLED"
-                raise
+                raise InternalError(reason, "the remote path failed; its log says how") from None
             finally:
-                elapsed = time.perf_counter() - start
-                metering.latency_us = int(elapsed * 1e6)
+                metering.latency_us = _us_since(start)
                 span.set_attribute(names.MODEL_VERSION, metering.reported_version)
                 if metering.HasField("cost"):
                     span.set_attribute(names.COST_NANOS, metering.cost.nanos)
-                _count(item, metering, reason, elapsed)
-        return result
-
-    async def _attempt(
-        self,
-        item: inference_pb2.InferItem,
-        left_s: float,
-        headers: dict[str, str],
-        result: inference_pb2.InferResult,
-    ) -> None:
-        """Check everything, use the grant up, ask the vendor.
-
-        There is no await between the last check and the grant's use.
-        """
-        start = time.monotonic()
-        if left_s <= 0:
-            raise DeadlineExceededError("DEADLINE_EXCEEDED", "the item's time is up")
-        claims = self._verifier.verify(item)
-        given, found = _model_input(item.input)
-        vendor = self._vendors.find(item.provider)
-        model = self._vendors.find_model(vendor, item.model, item.version)
-        check_fit(claims, item, found, vendor.provider, model)
-        check_inputs(given, model.inputs)
-        remaining = left_s - (time.monotonic() - start)
-        if remaining <= 0:
-            raise DeadlineExceededError("DEADLINE_EXCEEDED", "the item's time is up")
-        self._used.use(claims)
-        answer = await vendor.adapter.infer(Ask(model, given, remaining, headers), result.metering)
-        self._vendors.reported(item.provider, model, result.metering.reported_version)
-        result.outputs.extend(answer.outputs)
-        result.finish_reason = answer.finish_reason
+                _count(item, metering, reason)
 
 
-def _model_input(
-    given: tensor_pb2.ModelInput,
-) -> tuple[list[tensor_pb2.Tensor], bytes]:
-    """Return the tensors and their digest, recomputed from the tensors.
-
-    Raises:
-        DataLossError: INPUT_DIGEST_MISMATCH: they are not what was digested.
-        InvalidArgumentError: TENSOR_MISMATCH: there is no digest, and they can't be normalized.
-    """
-    if given.digest:
-        if not digest.fits(given):
-            raise DataLossError(
-                "INPUT_DIGEST_MISMATCH", "the tensors are not those that were digested"
-            )
-        return list(given.tensors), given.digest
-    try:
-        clean = tensors.normalize(given.tensors, "input.tensors")
-    except tensors.TensorError as error:
-        raise InvalidArgumentError(
-            "TENSOR_MISMATCH", str(error), violations=[(error.field, error.message)]
-        ) from None
-    return clean, digest.digest(clean)
+async def _answers(adapter: Adapter, ask: Ask, metering: inference_pb2.Metering) -> AnswerStream:
+    """Yield chunks and the answer; one chunk where the vendor does not stream the model."""
+    if not adapter.streams(ask.model):
+        answer = await adapter.infer(ask, metering)
+        if answer.outputs:
+            yield answer.outputs
+        yield answer
+        return
+    async with contextlib.aclosing(adapter.stream(ask, metering)) as stream:
+        async for answer_or_chunk in stream:
+            yield answer_or_chunk
 
 
-def _count(
-    item: inference_pb2.InferItem, metering: inference_pb2.Metering, reason: str, elapsed: float
-) -> None:
+def _left_s(item: inference_pb2.InferItem) -> float:
+    call = calls.current()
+    left = call.time_left() if call is not None else float("inf")
+    return min(left, item.context.time_left_us / 1e6) if item.context.time_left_us else left
+
+
+def _us_since(start: float) -> int:
+    return max(1, int((time.perf_counter() - start) * 1e6))
+
+
+def _count(item: inference_pb2.InferItem, metering: inference_pb2.Metering, reason: str) -> None:
     """Count an item. Names that the catalog does not know would make labels without end."""
-    if reason in ("PROVIDER_UNKNOWN", "MODEL_UNKNOWN") or not metering.sent:
+    if not metering.sent:
         meters.ATTEMPTS.labels("", "", reason).inc()
         return
     labels = (item.provider, item.model)
     meters.ATTEMPTS.labels(*labels, reason).inc()
-    meters.DURATION.labels(*labels).observe(elapsed)
+    meters.DURATION.labels(*labels).observe(metering.latency_us / 1e6)
     meters.BYTES.labels(*labels, "out").inc(metering.bytes_out)
     meters.BYTES.labels(*labels, "in").inc(metering.bytes_in)
     if metering.HasField("cost"):

@@ -34,6 +34,21 @@ class RemoteSettings(ServiceSettings):
         gt=0,
         description="a grant that expires later than so many seconds from now is refused",
     )
+    grant_leeway_s: float = Field(
+        default=1.0,
+        ge=0,
+        description="seconds for which an expired grant still serves (once): the router's clock "
+        "may be behind ours, and a grant lives only as long as its attempt",
+    )
+    state_url: str | None = Field(
+        default=None,
+        validation_alias="TWINPATH_STATE_URL",
+        description="redis:// URL of the state store, where limits of all replicas are kept; "
+        "without it each replica has limits of its own",
+    )
+    state_timeout_s: float = Field(
+        default=0.1, gt=0, description="seconds that the state store may add to a call"
+    )
     probe_interval_s: float = Field(
         default=5.0, gt=0, description="seconds for which a vendor that answered counts as up"
     )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 M = TypeVar("M", bound=BaseModel)
+Mistake: TypeAlias = tuple[tuple[Any, ...], str]
+"""A place in a document, as the steps that lead there, and the rule that is broken there."""
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
 
@@ -20,10 +22,16 @@ class CatalogError(ValueError):
     """One or more mistakes in a catalog file: a line `file:line: where: rule` for each."""
 
 
-def read(path: Path, kind: type[M], environment: Mapping[str, str] | None = None) -> M:
+def read(
+    path: Path,
+    kind: type[M],
+    environment: Mapping[str, str] | None = None,
+    check: Callable[[M], Iterable[Mistake]] | None = None,
+) -> M:
     """Read a file into a pydantic model.
 
-    `${NAME}` and `${NAME:-default}` in strings stand for environment variables.
+    `${NAME}` and `${NAME:-default}` in strings stand for environment variables. `check` finds
+    what the model's own rules can't.
 
     Raises:
         CatalogError: With every mistake of the file.
@@ -46,13 +54,18 @@ def read(path: Path, kind: type[M], environment: Mapping[str, str] | None = None
     if mistakes:
         raise CatalogError("\n".join(mistakes))
     try:
-        return kind.model_validate(plain)
+        found = kind.model_validate(plain)
     except ValidationError as error:
         lines = []
         for fault in error.errors():
             rule = fault["msg"].removeprefix("Value error, ")
             lines.append(f"{path}:{_line(document, fault['loc'])}: {_where(fault['loc'])}: {rule}")
         raise CatalogError("\n".join(lines)) from None
+    if check is not None:
+        rules = [f"{path}:{_line(document, loc)}: {_where(loc)}: {t}" for loc, t in check(found)]
+        if rules:
+            raise CatalogError("\n".join(rules))
+    return found
 
 
 def _expand(node: Any, variables: Mapping[str, str], loc: tuple[Any, ...], complain: Any) -> Any:

@@ -124,6 +124,8 @@ class TestRemote(InferenceContract):
                 "policy_version": "test",
                 "region": "eu",
                 "task": "test",
+                "model": item.model,
+                "version": item.version,
             }
             item.grant.CopyFrom(sign_grant(keys.grants, claims))
 
@@ -146,5 +148,4 @@ class TestRemote(InferenceContract):
                 keys,
                 arrived,
                 dress,
-                streams=False,
             )

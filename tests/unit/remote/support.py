@@ -38,7 +38,6 @@ models:
   - name: echo
     version: "1"
     price: {{per_call_nanos_usd: 123000}}
-    candidates: [echo_remote]
     inputs: [{{name: features, datatype: FP32, shape: [-1, -1]}}]
     outputs: [{{name: features, datatype: FP32, shape: [-1, -1]}}]
   - name: echo_types
@@ -96,6 +95,8 @@ def claims_for(item: inference_pb2.InferItem, **changes: Any) -> grant_pb2.Grant
         "policy_version": "test",
         "region": "eu",
         "task": "test",
+        "model": item.model,
+        "version": item.version,
     }
     return grant_pb2.GrantClaims(**(fields | changes))
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from services.remote import catalog
-from services.remote.compose import ADAPTERS
+from services.remote import catalog, providers
+from services.remote.wire import Usage
 from services.remote.yaml_lines import CatalogError
 from tests.support import ROOT
 from twinpath.common.v1 import context_pb2
@@ -35,7 +35,7 @@ def load(folder: Path, text: str, **environment: str) -> catalog.Provider:
     path = folder / "providers" / "acme.yaml"
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)
-    return catalog.load(folder, frozenset(ADAPTERS), environment)["acme"]
+    return catalog.load(folder, providers.mistakes, environment)["acme"]
 
 
 def test_a_good_file_is_read(tmp_path: Path) -> None:
@@ -44,8 +44,7 @@ def test_a_good_file_is_read(tmp_path: Path) -> None:
     assert provider.ceiling == context_pb2.DATA_CLASS_INTERNAL
     model = provider.find("big", "")
     assert model is not None
-    assert model.price is not None
-    assert model.price.estimate(2048) == 9
+    assert model.price[0].nanos(Usage(), 2048, 0) == 9
     assert provider.find("big", "2") is None
     assert provider.find("small", "") is None
 
@@ -68,13 +67,13 @@ def test_of_several_versions_the_last_listed_serves(tmp_path: Path) -> None:
         ("FP32, shape: [-1, 3]", "FLOAT, shape: [-1, 3]", 12, "models[0].inputs[0].datatype"),
         ("shape: [-1, 3]", "shape: [-2, 3]", 12, "models[0].inputs[0].shape[0]"),
         ("per_call_nanos_usd: 5", "per_call_nanos_usd: -5", 10, "greater than or equal to 0"),
-        ("{env: ACME_TOKEN}", "{}", 4, "either a file or an environment variable"),
-        ("{env: ACME_TOKEN}", "{env: A, file: b}", 4, "either a file or"),
+        ("{env: ACME_TOKEN}", "{}", 4, "name one of: a file, an environment variable"),
+        ("{env: ACME_TOKEN}", "{env: A, file: b}", 4, "name one of: a file"),
         ("https://api", "http://api", 1, "must be https"),
         ("https://api.acme.example", "https://u:p@api.acme.example", 1, "must not hold"),
         ("https://api.acme.example", "api.acme.example", 1, "base_url must be http"),
         ("https://api.acme.example", "${ACME_URL}", 3, "ACME_URL is not set"),
-        ("oip-http", "carrier-pigeon", 1, "is none of: oip-http"),
+        ("oip-http", "carrier-pigeon", 2, "carrier-pigeon is none of: "),
         ("name: acme", "name: other", 1, "must be the file's own name"),
         ("region: eu", "region: [eu", 6, "expected"),
         ("{name: y,", "{name: y, name: y,", 14, "duplicate key"),
@@ -114,10 +113,10 @@ def test_plain_http_to_another_machine_must_be_wanted(tmp_path: Path) -> None:
 def test_a_catalog_without_providers_is_a_mistake(tmp_path: Path) -> None:
     """A wrong folder does not pass for a service without vendors."""
     with pytest.raises(CatalogError, match="holds no provider file"):
-        catalog.load(tmp_path, frozenset(ADAPTERS), {})
+        catalog.load(tmp_path, providers.mistakes, {})
 
 
 def test_the_repositorys_own_catalog_is_good() -> None:
     """What we ship loads."""
-    providers = catalog.load(ROOT / "deploy" / "catalog", frozenset(ADAPTERS), {})
-    assert providers["standin"].find("diabetes_large", "1") is not None
+    found = catalog.load(ROOT / "deploy" / "catalog", providers.mistakes, {})
+    assert found["standin"].find("diabetes_large", "1") is not None

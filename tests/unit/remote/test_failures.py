@@ -109,17 +109,26 @@ def test_both_kinds_of_retry_after_are_read(value, wait) -> None:
 
 
 async def test_a_rate_limit_tells_the_router_when_to_come_back(remote: Remote) -> None:
-    """Seconds and dates arrive as RetryInfo."""
+    """It arrives as RetryInfo, and the service itself keeps to it."""
+    await remote.faults({"fault": "rate_limit;retry_after=7", "count": 1})
+    assert from_status((await remote.one()).status).retry_after == 7.0
+    again = from_status((await remote.one()).status)
+    assert again.reason == "VENDOR_RATE_LIMITED"
+    assert again.metadata["origin"] == "remembered"
+    assert 6 < again.retry_after <= 7
+    assert remote.posts == 1  # nothing was sent before the vendor's "not before"
+
+
+async def test_a_date_and_no_advice_are_read_too(remote: Remote) -> None:
+    """A date becomes seconds; without advice there is none."""
     import email.utils
     import time
 
-    await remote.faults({"fault": "rate_limit;retry_after=7", "count": 1})
-    assert from_status((await remote.one()).status).retry_after == 7.0
+    await remote.faults({"fault": "rate_limit"})
+    assert from_status((await remote.one()).status).retry_after is None
     when = email.utils.formatdate(time.time() + 100, usegmt=True)
     await remote.faults({"fault": f"rate_limit;retry_after={when}"})
     assert 90 < from_status((await remote.one()).status).retry_after <= 100
-    await remote.faults({"fault": "rate_limit"})
-    assert from_status((await remote.one()).status).retry_after is None
 
 
 async def test_a_refused_connection_is_told_and_nothing_was_sent(remote: Remote) -> None:
@@ -220,7 +229,7 @@ def test_a_missing_token_is_told(token) -> None:
     """Not the caller's fault, and not for the caller to repair: FAILED_PRECONDITION."""
     provider = catalog.Provider.model_construct(name="acme", token=catalog.Token(**token))
     with pytest.raises(FailedPreconditionError) as caught:
-        TokenSource(provider).token()
+        TokenSource(provider.name, provider.token).token()
     assert caught.value.reason == "VENDOR_TOKEN_MISSING"
 
 
@@ -230,7 +239,7 @@ def test_a_token_that_no_header_can_hold_counts_as_missing(monkeypatch, value) -
     monkeypatch.setenv("ACME_TOKEN", value)
     provider = catalog.Provider.model_construct(name="acme", token=catalog.Token(env="ACME_TOKEN"))
     with pytest.raises(FailedPreconditionError):
-        TokenSource(provider).token()
+        TokenSource(provider.name, provider.token).token()
 
 
 async def test_a_rotated_token_is_used(remote: Remote, tmp_path) -> None:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from services.chassis.errors import PermissionDeniedError, ResourceExhaustedError, from_status
 from services.remote.grants import UsedGrants
 from tests.support import sign_grant
-from tests.unit.remote.support import Remote, claims_for, features, make_item, start_remote
+from tests.unit.remote.support import Remote, claims_for, features, make_item
 from twinpath.common.v1 import context_pb2
 from twinpath.inference.v1 import grant_pb2
 
@@ -40,7 +40,10 @@ async def test_no_grant(remote: Remote) -> None:
         ({"decision_id": "d-2"}, "decision_id"),
         ({"decision_id": ""}, "decision_id"),
         ({"provider": "other"}, "provider"),
-        ({"candidate": "other"}, "candidate"),
+        ({"model": "echo_types"}, "model"),
+        ({"model": ""}, "model"),
+        ({"version": "2"}, "version"),
+        ({"version": ""}, "version"),
         ({"candidate": ""}, "candidate"),
         ({"input_digest": bytes(32)}, "input_digest"),
         ({"input_digest": b""}, "input_digest"),
@@ -81,7 +84,7 @@ async def test_another_region_than_the_policy_admitted_is_refused(remote: Remote
 
 
 @pytest.mark.parametrize(
-    ("offset_us", "reason"), [(-1, "GRANT_EXPIRED"), (2 * HOUR_US, "GRANT_INVALID")]
+    ("offset_us", "reason"), [(-1_500_000, "GRANT_EXPIRED"), (2 * HOUR_US, "GRANT_INVALID")]
 )
 async def test_a_grant_has_its_time(remote: Remote, offset_us, reason) -> None:
     """Expired, and valid for so long that its use could not be remembered."""
@@ -138,14 +141,13 @@ async def test_a_grant_whose_item_was_refused_is_not_used_up(remote: Remote) -> 
     assert (await remote.infer(item))[0].status.code == 0
 
 
-async def test_a_model_that_lists_no_candidates_takes_any(keys, tmp_path) -> None:
-    """Listing them in the provider file is what binds a grant to a model."""
-    async with start_remote(keys, tmp_path) as remote:
-        from twinpath.inference.v1 import tensor_pb2
-
-        tensor = tensor_pb2.Tensor(name="t_fp32", datatype=11, shape=[1, 1], raw=bytes(4))
-        item = make_item(keys, tensor, model="echo_types", claims={"candidate": "whatever"})
-        assert (await remote.infer(item))[0].status.code == 0
+async def test_a_grant_that_ends_with_its_attempt_serves_in_time_and_once(remote: Remote) -> None:
+    """Clocks of two machines may be further apart than an attempt is long: a second of leeway."""
+    expiry = time.time_ns() // 1000 - 300_000
+    item = make_item(remote.keys, claims={"expire_time_unix_us": expiry})
+    assert (await remote.infer(item))[0].status.code == 0
+    (again,) = await remote.infer(item)
+    assert from_status(again.status).reason == "GRANT_USED"
 
 
 class HeldClock:
@@ -194,3 +196,16 @@ def test_a_full_memory_refuses_rather_than_forgets() -> None:
         used.use(used_claims(2_000_000, "a"))
     clock.now_us = 2_000_000
     used.use(used_claims(3_000_000, "c"))
+
+
+def test_within_the_leeway_a_used_grant_is_remembered() -> None:
+    """What the verifier still takes must not be forgotten."""
+    clock = HeldClock()
+    used = UsedGrants(clock, limit=10, leeway_s=1.0)
+    used.use(used_claims(1_500_000, "a"))
+    clock.now_us = 2_499_999
+    with pytest.raises(PermissionDeniedError):
+        used.use(used_claims(1_500_000, "a"))
+    clock.now_us = 2_500_000
+    used.use(used_claims(9_000_000, "b"))
+    assert len(used) == 1

@@ -13,12 +13,11 @@ from services.chassis.errors import InvalidArgumentError
 from services.remote.catalog import Model
 from services.remote.oip_body import (
     HEADER_LENGTH,
-    AnswerError,
-    ErrorInsideError,
     parse,
     render_binary,
     render_json,
 )
+from services.remote.wire import AnswerError, ErrorInsideError
 from services.standin import oip
 from services.standin import tensors as other
 from twinpath.inference import tensors

@@ -10,7 +10,7 @@ import pytest
 
 from services.chassis import errors
 from services.chassis.errors import from_status
-from services.remote.oip_http import usable_s
+from services.remote.http_vendor import usable_s
 from tests.support import client, refusal
 from tests.unit.remote.support import Remote, features, make_item, start_remote
 from twinpath.common.v1 import context_pb2, decision_pb2
@@ -226,18 +226,17 @@ async def test_an_empty_version_is_the_one_that_serves_now(remote: Remote) -> No
     assert result.metering.reported_version == "1"
 
 
-async def test_streams_are_refused_clearly_and_use_no_grant_up(remote: Remote) -> None:
-    """UNIMPLEMENTED with a reason; the same grant still serves Infer."""
+async def test_a_model_that_does_not_stream_answers_in_one_chunk(remote: Remote) -> None:
+    """Then exactly one final message, with the metering and no outputs; the grant is used up."""
     item = make_item(remote.keys)
-    with pytest.raises(Exception) as caught:
-        async for _ in remote.stub.InferStream(inference_pb2.InferStreamRequest(item=item)):
-            pass
-    error = errors.from_rpc_error(caught.value)
-    assert isinstance(error, errors.UnimplementedError)
-    assert error.reason == "STREAMING_UNSUPPORTED"
-    assert remote.posts == 0
+    call = remote.stub.InferStream(inference_pb2.InferStreamRequest(item=item))
+    chunk, final = [message async for message in call]
+    assert list(chunk.chunk.outputs) == list(item.input.tensors)
+    assert not final.final.outputs
+    assert final.final.metering.first_chunk_us > 0
+    assert final.final.metering.wire_digest
     (result,) = await remote.infer(item)
-    assert result.status.code == 0
+    assert from_status(result.status).reason == "GRANT_USED"
 
 
 async def test_the_trace_goes_to_the_vendor_and_baggage_does_not(remote: Remote) -> None:

@@ -1,0 +1,146 @@
+"""Parts of a provider file: how we show who we are, how much may be asked, what is searched for."""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class Entry(BaseModel):
+    """No unknown keys: a misspelt one must not pass for an absent one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Secret(Entry):
+    """Where a secret comes from: exactly one of the two.
+
+    Attributes:
+        file: A file, read again when it changes.
+        env: An environment variable.
+    """
+
+    file: Path | None = None
+    env: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.file is None) == (self.env is None):
+            raise ValueError("name either a file or an environment variable (env)")
+        return self
+
+
+class OAuth2(Entry):
+    """Client credentials (RFC 6749, section 4.4), exchanged for tokens that live a while.
+
+    Attributes:
+        token_url: Where tokens are given.
+        client_id: Who we are there.
+        client_secret: How we prove it.
+        scope: What we ask for; empty: nothing in particular.
+        audience: Which API the token is for, where the server wants to know.
+    """
+
+    token_url: str
+    client_id: str
+    client_secret: Secret
+    scope: str = ""
+    audience: str = ""
+
+    @field_validator("token_url")
+    @classmethod
+    def _safe(cls, value: str) -> str:
+        return checked_url(value)
+
+
+class Token(Entry):
+    """Where our token for the vendor comes from: exactly one of the three.
+
+    Attributes:
+        file: A file, read again when it changes.
+        env: An environment variable.
+        oauth2: An exchange, refreshed ahead.
+        expires: Day on which it ends, where it does not say so itself; warned of before.
+    """
+
+    file: Path | None = None
+    env: str | None = None
+    oauth2: OAuth2 | None = None
+    expires: dt.date | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if [self.file, self.env, self.oauth2].count(None) != 2:
+            raise ValueError("name one of: a file, an environment variable (env), oauth2")
+        return self
+
+
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+
+
+class Auth(Entry):
+    """In which header the token goes.
+
+    Attributes:
+        header: Its name.
+        scheme: The word before the token; empty: none.
+    """
+
+    header: str = "Authorization"
+    scheme: str = "Bearer"
+
+    @field_validator("header")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not _HEADER_NAME.fullmatch(value):
+            raise ValueError("is no name of a header")
+        return value
+
+
+class Share(Entry):
+    """How much may be asked in a minute; absent: any amount.
+
+    Attributes:
+        requests_per_minute: Calls.
+        tokens_per_minute: Tokens in and out.
+    """
+
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
+
+
+class Limits(Share):
+    """For one model, over all replicas; and of that, for one caller."""
+
+    per_caller: Share = Share()
+
+
+DetectorName = Literal["card", "iban", "email", "phone", "national_id", "secret"]
+
+
+def checked_url(value: str, *, plain_http: bool = False) -> str:
+    """Return a URL that may be called; raises ValueError."""
+    url = urlsplit(value)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise ValueError("must be http(s)://host[:port][/path]")
+    if url.query or url.fragment or url.username:
+        raise ValueError("must not hold a query, a fragment or a user")
+    if url.scheme == "http" and not (plain_http or is_loopback(url.hostname)):
+        raise ValueError("must be https (or set plain_http: true)")
+    return value
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,166 @@
+"""The door: everything that is checked before an item may leave, in one place and one order."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.chassis.errors import (
+    DataLossError,
+    DeadlineExceededError,
+    InvalidArgumentError,
+    PermissionDeniedError,
+)
+from services.remote import detectors, meters
+from services.remote.catalog import Model, Provider
+from services.remote.grants import GrantVerifier, UsedGrants, check_fit
+from services.remote.limits import Bucket, Limits
+from services.remote.prices import guess_tokens
+from services.remote.provider import Ask
+from services.remote.tensor_fit import check_inputs
+from services.remote.vendors import Vendor, Vendors
+from twinpath.inference import digest, tensors
+from twinpath.inference.v1 import inference_pb2, tensor_pb2
+
+_INTEGERS = (tensor_pb2.DATATYPE_INT64, tensor_pb2.DATATYPE_UINT64)
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """An item that may leave, now and once.
+
+    Attributes:
+        vendor: Whom to ask.
+        ask: What to ask.
+        taken: What it took of the limits.
+    """
+
+    vendor: Vendor
+    ask: Ask
+    taken: Sequence[Bucket]
+
+
+class Door:
+    """Admits items.
+
+    Args:
+        vendors: The vendors of the catalog.
+        verifier: Tells the router's grants.
+        used: Remembers those that have served.
+        limits: How much may be asked.
+    """
+
+    def __init__(
+        self, vendors: Vendors, verifier: GrantVerifier, used: UsedGrants, limits: Limits
+    ) -> None:
+        self._vendors = vendors
+        self._verifier = verifier
+        self._used = used
+        self._limits = limits
+
+    async def admit(
+        self, item: inference_pb2.InferItem, left_s: float, headers: dict[str, str]
+    ) -> Admitted:
+        """Check everything, then use the grant up.
+
+        There is no await between the grant's use and the return: of two items with one grant
+        that arrive at once, one is admitted.
+
+        Raises:
+            ServiceError: The first check that failed.
+        """
+        start = time.monotonic()
+        if left_s <= 0:
+            raise _too_late()
+        claims = self._verifier.verify(item)
+        given, found = _model_input(item.input)
+        vendor = self._vendors.find(item.provider)
+        model = self._vendors.find_model(vendor, item.model, item.version)
+        check_fit(claims, item, found, vendor.provider, model)
+        check_inputs(given, model.inputs)
+        _search(vendor.provider, given)
+        taken = await self._limits.acquire(
+            vendor.provider, model, _caller(item), _estimate(model, given)
+        )
+        remaining = left_s - (time.monotonic() - start)
+        if remaining <= 0:
+            raise _too_late()
+        self._used.use(claims)
+        return Admitted(vendor, Ask(model, given, remaining, headers), taken)
+
+    async def settle(self, admitted: Admitted, metering: inference_pb2.Metering) -> None:
+        """Correct the limits to what the vendor counted, if it did."""
+        used = metering.input_tokens + metering.output_tokens
+        await self._limits.settle(admitted.taken, used or (None if metering.sent else 0))
+
+
+def _too_late() -> DeadlineExceededError:
+    return DeadlineExceededError("DEADLINE_EXCEEDED", "the item's time is up")
+
+
+def _caller(item: inference_pb2.InferItem) -> str:
+    """Return a key for the caller: a digest, since the state store need not know names."""
+    caller = item.context.caller  # not its purpose, which it chooses itself
+    who = f"{len(caller.tenant)}:{caller.tenant}{caller.identity}"
+    return hashlib.sha256(who.encode()).hexdigest()[:16]
+
+
+def _estimate(model: Model, given: Sequence[tensor_pb2.Tensor]) -> int:
+    """Return about how many tokens an item takes: what goes in, and the most that may come out."""
+    longest = model.options.get("max_tokens", 0)
+    size = sum(len(tensor.raw) for tensor in given)
+    return guess_tokens(size) + (longest if isinstance(longest, int) else 0)
+
+
+def _search(provider: Provider, given: Sequence[tensor_pb2.Tensor]) -> None:
+    """Refuse what a detector finds in texts and whole numbers; measurements are neither.
+
+    Raises:
+        PermissionDeniedError: SENSITIVE_CONTENT, with the detectors' names and the place.
+    """
+    for index, tensor in enumerate(given):
+        if tensor.datatype == tensors.BYTES:
+            elements = tensors.decode_bytes(tensor.raw)
+            text = "\n".join(element.decode(errors="replace") for element in elements)
+        elif tensor.datatype in _INTEGERS:
+            text = " ".join(map(str, tensors.to_numpy(tensor).reshape(-1).tolist()))
+        else:
+            continue
+        found = list(detectors.find(text, provider.allow))
+        if not found:
+            continue
+        for name in found:
+            meters.REFUSED_CONTENT.labels(provider.name, name).inc()
+        raise PermissionDeniedError(
+            "SENSITIVE_CONTENT",
+            f"input.tensors[{index}] holds what vendor {provider.name} must not get",
+            metadata={
+                "provider": provider.name,
+                "field": f"input.tensors[{index}]",
+                "detectors": ",".join(found),
+            },
+        )
+
+
+def _model_input(given: tensor_pb2.ModelInput) -> tuple[list[tensor_pb2.Tensor], bytes]:
+    """Return the tensors and their digest, recomputed from the tensors.
+
+    Raises:
+        DataLossError: INPUT_DIGEST_MISMATCH: they are not what was digested.
+        InvalidArgumentError: TENSOR_MISMATCH: there is no digest, and they can't be normalized.
+    """
+    if given.digest:
+        if not digest.fits(given):
+            raise DataLossError(
+                "INPUT_DIGEST_MISMATCH", "the tensors are not those that were digested"
+            )
+        return list(given.tensors), given.digest
+    try:
+        clean = tensors.normalize(given.tensors, "input.tensors")
+    except tensors.TensorError as error:
+        raise InvalidArgumentError(
+            "TENSOR_MISMATCH", str(error), violations=[(error.field, error.message)]
+        ) from None
+    return clean, digest.digest(clean)

@@ -1,0 +1,325 @@
+"""One vendor that speaks HTTP: one pool of connections, no retries, no redirects, all metered."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Mapping
+from decimal import Decimal, InvalidOperation
+from types import SimpleNamespace
+from typing import NoReturn
+
+import aiohttp
+from yarl import URL
+
+from services.chassis.clock import Clock
+from services.chassis.errors import ServiceError
+from services.remote import failures
+from services.remote.catalog import Model, Provider
+from services.remote.credentials import Credentials
+from services.remote.prices import day_of, guess_tokens, price_on
+from services.remote.provider import Answer, AnswerStream, Ask, Dialect, Tensors
+from services.remote.tensor_fit import violations
+from services.remote.vendor_pace import Pace
+from services.remote.wire import (
+    EVENTS_TYPE,
+    AnswerError,
+    Body,
+    CutAnswerError,
+    ErrorInsideError,
+    EventReader,
+    Parsed,
+    Reply,
+    Usage,
+)
+from twinpath.common.v1 import decision_pb2
+from twinpath.inference.v1 import inference_pb2
+
+# The last part of the caller's time is ours, to tell what happened: without it the call would be
+# over at the same moment, and its metering lost.
+_MARGIN_S = 0.025
+_MARGIN_SHARE = 0.1
+_NEVER_ROUND_UP = 1e9
+_FILTERED = inference_pb2.FINISH_REASON_CONTENT_FILTER
+
+
+class HttpVendor:
+    """See `provider.Adapter`; what is particular to a protocol is the dialect's."""
+
+    def __init__(
+        self, provider: Provider, dialect: Dialect, clock: Clock, max_answer_bytes: int
+    ) -> None:
+        self._provider = provider
+        self._dialect = dialect
+        self._clock = clock
+        self._max_answer = max_answer_bytes
+        self._base = provider.base_url.rstrip("/")
+        tracing = aiohttp.TraceConfig(_Context)
+        tracing.on_connection_create_end.append(_mark_sent)
+        tracing.on_connection_reuseconn.append(_mark_sent)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=provider.max_connections, ttl_dns_cache=10, keepalive_timeout=30
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            trace_configs=[tracing],
+        )
+        self._credentials = Credentials(provider, dialect, clock, self._session)
+        self._pace = Pace(provider, clock)
+
+    def streams(self, model: Model) -> bool:
+        """See `Adapter`."""
+        return self._dialect.streams(model)
+
+    async def infer(self, ask: Ask, metering: inference_pb2.Metering) -> Answer:
+        """See `Adapter`."""
+        body = self._dialect.body(ask, stream=False)
+        async with self._exchange(ask, body, metering) as response:
+            if response is None:
+                return Answer((), _FILTERED)
+            content = await self._read(response, metering)
+            try:
+                parsed = self._dialect.answer(ask, _reply(response, content))
+            except (AnswerError, ErrorInsideError, CutAnswerError) as error:
+                self._bill(ask.model, response, metering, None, len(body.content))
+                raise self._broken(error) from None
+            self._meter(ask.model, response, metering, parsed, len(body.content))
+        self._check(ask.model, parsed.outputs, parsed.finish_reason)
+        return Answer(parsed.outputs, parsed.finish_reason)
+
+    async def stream(self, ask: Ask, metering: inference_pb2.Metering) -> AnswerStream:
+        """See `Adapter`."""
+        body = self._dialect.body(ask, stream=True)
+        async with self._exchange(ask, body, metering) as response:
+            if response is None:
+                yield Answer((), _FILTERED)
+                return
+            # Until the vendor's own count comes, its cost is an estimate.
+            parsed: Parsed | None = None
+            try:
+                if response.content_type != EVENTS_TYPE:
+                    await self._not_a_stream(ask, response, metering)
+                decoder, reader = self._dialect.decoder(ask), EventReader()
+                async for part in self._parts(response, metering):
+                    for event in reader.feed(part):
+                        outputs = decoder.feed(event)
+                        if outputs:
+                            yield outputs
+                try:
+                    parsed = decoder.finish()
+                except AnswerError:
+                    raise failures.CUT_STREAM.error(self._provider.name) from None
+            except (AnswerError, ErrorInsideError, CutAnswerError) as error:
+                raise self._broken(error) from None
+            finally:
+                if parsed is None:
+                    self._bill(ask.model, response, metering, None, len(body.content))
+                else:
+                    self._meter(ask.model, response, metering, parsed, len(body.content))
+        yield Answer((), parsed.finish_reason)
+
+    async def probe(self, time_left_s: float) -> None:
+        """See `Adapter`. Whoever answers with less than 500 is there, if it takes our token."""
+        self._credentials.watch_expiry()
+        path = self._provider.probe_path
+        url = self._url(self._dialect.probe_path if path is None else path)
+        try:
+            headers = await self._credentials.headers(None, Body(b"", {}, "", method="GET"), url)
+            async with self._session.get(
+                url, headers=headers, timeout=self._timeout(time_left_s), allow_redirects=False
+            ) as response:
+                if response.status in (404, 405, 429) and self._provider.protocol != "oip-http":
+                    return
+                if response.status != 200:
+                    raise self._of_status(response)
+        except (aiohttp.ClientError, OSError) as error:
+            raise failures.of_exception(self._provider.name, error) from error
+
+    async def aclose(self) -> None:
+        """See `Adapter`."""
+        await self._credentials.aclose()
+        await self._session.close()
+
+    @contextlib.asynccontextmanager
+    async def _exchange(
+        self, ask: Ask, body: Body, metering: inference_pb2.Metering
+    ) -> AsyncIterator[aiohttp.ClientResponse | None]:
+        """Send a request; give the response once its status is 200, None where it is a refusal.
+
+        The connection closes with this context: also when a stream is left before its end.
+        """
+        self._pace.check(ask.model)
+        url = self._url(body.path)
+        headers = {**ask.headers, **await self._credentials.headers(ask.model, body, url)}
+        try:
+            async with self._session.request(
+                body.method,
+                url,
+                data=body.content,
+                headers=headers,
+                timeout=self._timeout(ask.time_left_s),
+                allow_redirects=False,
+                trace_request_ctx=metering,
+            ) as response:
+                self._pace.heard(ask.model, response.status, response.headers)
+                if response.status == 200:
+                    yield response
+                elif await self._refused(ask, response, metering):
+                    yield None
+        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
+            raise failures.of_exception(self._provider.name, error) from error
+        finally:
+            if metering.sent:
+                metering.bytes_out = len(body.content)
+                metering.wire_digest = hashlib.sha256(body.content).digest()
+                metering.renderer_version = body.renderer
+
+    async def _refused(
+        self, ask: Ask, response: aiohttp.ClientResponse, metering: inference_pb2.Metering
+    ) -> bool:
+        """Return True for a refusal by content policy; raise for every other error status."""
+        content = await self._read(response, metering)
+        self._bill(ask.model, response, metering, None, 0, answered=False)
+        special = self._dialect.refused(_reply(response, content))
+        if special is True:
+            return True
+        if isinstance(special, failures.Failure):
+            raise special.error(self._provider.name, http_status=str(response.status))
+        if response.status in (401, 403):
+            self._credentials.rejected(ask.model)
+        raise self._of_status(response)
+
+    def _url(self, path: str) -> URL:
+        url = URL(self._base + path, encoded=True)
+        return url.extend_query(self._provider.query) if self._provider.query else url
+
+    def _timeout(self, time_left_s: float) -> aiohttp.ClientTimeout:
+        return aiohttp.ClientTimeout(
+            total=min(usable_s(time_left_s), self._provider.timeout_s),
+            sock_connect=self._provider.connect_timeout_s,
+            sock_read=self._provider.silence_timeout_s,
+            ceil_threshold=_NEVER_ROUND_UP,
+        )
+
+    async def _parts(
+        self, response: aiohttp.ClientResponse, metering: inference_pb2.Metering
+    ) -> AsyncIterator[bytes]:
+        """Yield the body as it comes, bounded; what came counts even if the rest does not."""
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise failures.ANSWER_INVALID.error(self._provider.name, rule="content_encoding")
+        async for part in response.content.iter_any():
+            metering.bytes_in += len(part)
+            if metering.bytes_in > self._max_answer:
+                raise failures.ANSWER_INVALID.error(self._provider.name, rule="too_large")
+            yield part
+
+    async def _read(
+        self, response: aiohttp.ClientResponse, metering: inference_pb2.Metering
+    ) -> bytes:
+        return b"".join([part async for part in self._parts(response, metering)])
+
+    async def _not_a_stream(
+        self, ask: Ask, response: aiohttp.ClientResponse, metering: inference_pb2.Metering
+    ) -> NoReturn:
+        """Raise: the answer to a stream's request is none; an error inside is said as such."""
+        content = await self._read(response, metering)
+        self._dialect.answer(ask, _reply(response, content))
+        raise AnswerError("content_type")
+
+    def _of_status(self, response: aiohttp.ClientResponse) -> ServiceError:
+        now_s = self._clock.unix_us() / 1e6
+        return failures.of_status(self._provider.name, response.status, response.headers, now_s)
+
+    def _broken(self, error: Exception) -> ServiceError:
+        name = self._provider.name
+        if isinstance(error, AnswerError):
+            return failures.ANSWER_INVALID.error(name, rule=error.rule)
+        if isinstance(error, CutAnswerError):
+            return failures.ANSWER_CUT.error(name)
+        return failures.ANSWER_IS_ERROR.error(name)
+
+    def _check(self, model: Model, outputs: Tensors, finish: inference_pb2.FinishReason) -> None:
+        if finish != _FILTERED and violations(outputs, model.outputs, "outputs"):
+            raise failures.OUTPUT_MISMATCH.error(self._provider.name)
+
+    def _meter(
+        self,
+        model: Model,
+        response: aiohttp.ClientResponse,
+        metering: inference_pb2.Metering,
+        parsed: Parsed,
+        bytes_out: int,
+    ) -> None:
+        metering.reported_version = parsed.version[:128]
+        if parsed.usage is not None:
+            metering.input_tokens = parsed.usage.input_tokens
+            metering.output_tokens = parsed.usage.output_tokens
+        self._bill(model, response, metering, parsed.usage, bytes_out)
+
+    def _bill(
+        self,
+        model: Model,
+        response: aiohttp.ClientResponse,
+        metering: inference_pb2.Metering,
+        usage: Usage | None,
+        bytes_out: int,
+        *,
+        answered: bool = True,
+    ) -> None:
+        """Fill in the cost: as the vendor reports it, else by its usage report and the price book.
+
+        Without a report both are estimates. Of a call that the vendor refused nothing is known
+        unless it says so.
+        """
+        header = self._provider.cost_header
+        nanos = None if header is None else nanos_of_usd(response.headers.get(header))
+        basis = decision_pb2.COST_BASIS_REPORTED
+        if nanos is None:
+            price = price_on(model.price, day_of(self._clock.unix_us()))
+            if price is None or not answered:
+                return
+            if usage is None or not price.by_tokens:
+                basis = decision_pb2.COST_BASIS_ESTIMATED
+            counted = usage or Usage(guess_tokens(bytes_out), guess_tokens(metering.bytes_in))
+            nanos = price.nanos(counted, bytes_out, metering.bytes_in)
+        metering.cost.currency_code = "USD"
+        metering.cost.nanos = nanos
+        metering.cost.basis = basis
+
+
+def usable_s(time_left_s: float) -> float:
+    """Return how much of the caller's time the vendor may have, in seconds."""
+    return time_left_s - min(_MARGIN_S, time_left_s * _MARGIN_SHARE)
+
+
+def nanos_of_usd(value: str | None) -> int | None:
+    """Read an amount of US dollars as billionths; None if it is absent or makes no sense."""
+    if value is None:
+        return None
+    try:
+        nanos = Decimal(value.strip()) * 10**9
+    except InvalidOperation:
+        return None
+    if not nanos.is_finite() or not 0 <= nanos < 2**63:
+        return None
+    return int(nanos.to_integral_value())
+
+
+def _reply(response: aiohttp.ClientResponse, content: bytes) -> Reply:
+    headers: Mapping[str, str] = response.headers
+    return Reply(response.status, headers, response.content_type, content)
+
+
+class _Context(SimpleNamespace):
+    """What the HTTP client's signals get: the metering of the request that they are about."""
+
+    def __init__(self, trace_request_ctx: inference_pb2.Metering | None = None) -> None:
+        super().__init__(metering=trace_request_ctx)
+
+
+async def _mark_sent(_: object, context: SimpleNamespace, __: object) -> None:
+    """From here on bytes may leave: there is a connection for this request."""
+    if context.metering is not None:
+        context.metering.sent = True

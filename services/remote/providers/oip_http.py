@@ -1,0 +1,70 @@
+"""The Open Inference Protocol v2 over HTTP (KServe, MLServer, Seldon, Triton elsewhere)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NoReturn
+from urllib.parse import quote
+
+from services.remote.catalog import Model, Options, Provider
+from services.remote.oip_body import HEADER_LENGTH, RENDERERS, parse
+from services.remote.provider import Ask, Decoder
+from services.remote.wire import Body, Parsed, Reply
+
+
+class ModelOptions(Options):
+    """Of one model.
+
+    Attributes:
+        versioned_path: Whether the version stands in the path; some servers have none.
+    """
+
+    versioned_path: bool = True
+
+
+class ProviderOptions(Options):
+    """None: how tensors are encoded is the provider's own `encoding`."""
+
+
+class Dialect:
+    """See `provider.Dialect`. The base URL ends before `/v2`."""
+
+    probe_path = "/v2/health/ready"
+
+    def __init__(self, provider: Provider) -> None:
+        encoding: Literal["binary", "json"] = provider.encoding
+        self._render = RENDERERS[encoding]
+
+    def streams(self, model: Model) -> bool:
+        """Never: the protocol has no stream over HTTP."""
+        del model
+        return False
+
+    def body(self, ask: Ask, *, stream: bool) -> Body:
+        """Write an infer request."""
+        del stream
+        rendered = self._render(ask.model, ask.tensors)
+        path = f"/v2/models/{quote(ask.model.on_wire, safe='')}"
+        if ModelOptions.of(ask.model).versioned_path:
+            path += f"/versions/{quote(ask.model.version, safe='')}"
+        return Body(rendered.content, rendered.headers, rendered.renderer, f"{path}/infer")
+
+    def answer(self, ask: Ask, reply: Reply) -> Parsed:
+        """Read an infer answer."""
+        del ask
+        return parse(reply.content, reply.content_type, _header(reply.headers, HEADER_LENGTH))
+
+    def refused(self, reply: Reply) -> None:
+        """Nothing is special: models of this protocol have no content policy."""
+
+    def decoder(self, ask: Ask) -> Decoder:
+        """Never called: see `streams`."""
+        _no_stream(ask)
+
+
+def _header(headers: Mapping[str, str], name: str) -> str | None:
+    return next((value for key, value in headers.items() if key.lower() == name.lower()), None)
+
+
+def _no_stream(ask: Ask) -> NoReturn:
+    raise NotImplementedError(f"{ask.model.name} does not stream")

@@ -1,0 +1,121 @@
+"""What should not leave is found, and what only looks like it is not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.chassis.errors import PermissionDeniedError, from_status
+from services.remote import detectors
+from tests.unit.remote.support import Remote, make_item, start_remote
+from twinpath.inference import tensors
+from twinpath.inference.v1 import tensor_pb2
+
+FOUND = [
+    ("card", "my card is 4111 1111 1111 1111, thanks"),
+    ("card", "5500-0000-0000-0004"),
+    ("card", "378282246310005"),
+    ("card", "2223003122003222"),
+    ("iban", "pay to DE89 3704 0044 0532 0130 00 today"),
+    ("iban", "GB29NWBK60161331926819"),
+    ("iban", "to MT84MALT011000012345MTLCAST001S now"),
+    ("email", "write to Jane.Doe+x@mail.example.co.uk."),
+    ("phone", "call +49 (0)30 901820"),
+    ("phone", "0049 30 901820"),
+    ("phone", "(212) 555-0123"),
+    ("phone", "212-555-0123"),
+    ("national_id", "SSN 536-22-1234"),
+    ("national_id", "NINO AB 12 34 56 C"),
+    ("national_id", "DNI 12345678Z"),
+    ("national_id", "NIE X1234567L"),
+    ("national_id", "hetu 131052-308T"),
+    ("national_id", "NIR 2 55 08 14 168 025 38"),
+    ("secret", "-----BEGIN RSA PRIVATE KEY-----"),
+    ("secret", "AKIAIOSFODNN7EXAMPLE"),
+    ("secret", "key sk-proj-abcdefghijklmnopqrstuv"),
+    ("secret", "ghp_" + "a" * 36),
+    ("secret", "password: hunter2hunter2"),
+    ("secret", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJlMTIz"),
+]
+NOT_FOUND = [
+    "order 4111 1111 1111 1112",  # the checksum does not fit
+    "id 1790000000123456",  # a time in microseconds
+    "GB28NWBK60161331926819",
+    "DNI 12345678A",
+    "000-12-3456 and 666-12-3456",
+    "a@b and @home and foo@",
+    "from 2026-11-23 to 2026-12-01, 12:30-13:45",
+    "values 0.12345678901234567 and 1e-07 and 152.13348416",
+    "the secret of the password is to have none",
+    "version 1.2.3-4567 build 20261123",
+]
+
+
+@pytest.mark.parametrize(("name", "text"), FOUND)
+def test_what_should_not_leave_is_found(name: str, text: str) -> None:
+    """Each form that people write it in."""
+    assert name in list(detectors.find(text))
+
+
+@pytest.mark.parametrize("text", NOT_FOUND)
+def test_what_only_looks_like_it_is_not(text: str) -> None:
+    """A refusal costs an answer: dates, measurements and ids pass."""
+    assert list(detectors.find(text)) == []
+
+
+def test_an_allowed_detector_does_not_refuse() -> None:
+    """A provider file may say that such content is meant for this vendor."""
+    assert list(detectors.find("a@b.example", frozenset({"email"}))) == []
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False), max_size=20))
+def test_measurements_as_text_hold_nothing(values: list[float]) -> None:
+    """No shortest decimal form of an FP32 is taken for a person's number."""
+    text = "\n".join(str(np.float32(value)) for value in values)
+    assert list(detectors.find(text)) == []
+
+
+@given(st.text(max_size=200))
+def test_any_text_can_be_searched(text: str) -> None:
+    """No text makes a detector fail."""
+    list(detectors.find(text))
+
+
+def text_tensor(text: str) -> tensor_pb2.Tensor:
+    """The tensor `t_bytes` with one text."""
+    raw = tensors.encode_bytes([text.encode()])
+    return tensor_pb2.Tensor(name="t_bytes", datatype=tensors.BYTES, shape=[1, 1], raw=raw)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        text_tensor("my card is 4111 1111 1111 1111"),
+        tensors.from_numpy("t_int64", np.array([[4111111111111111]])),
+    ],
+)
+async def test_the_door_refuses_it_and_nothing_is_sent(remote: Remote, tensor) -> None:
+    """PERMISSION_DENIED with the detector and the place, never the text; the grant is not used."""
+    item = make_item(remote.keys, tensor, model="echo_types")
+    (result,) = await remote.infer(item)
+    error = from_status(result.status)
+    assert isinstance(error, PermissionDeniedError)
+    assert error.reason == "SENSITIVE_CONTENT"
+    assert error.metadata == {
+        "provider": "standin", "field": "input.tensors[0]", "detectors": "card",
+    }  # fmt: skip
+    assert "4111" not in str(result)
+    assert not result.metering.sent
+    assert remote.posts == 0
+
+
+async def test_what_the_provider_file_allows_leaves(keys, tmp_path) -> None:
+    """The control: with the detector off, the same text reaches the vendor."""
+    async with start_remote(keys, tmp_path, extra="allow: [card]") as remote:
+        tensor = text_tensor("my card is 4111 1111 1111 1111")
+        (result,) = await remote.infer(make_item(keys, tensor, model="echo_types"))
+        assert result.status.code == 0, result.status
+        (entry,) = remote.standin.public.ledger.entries(10)
+    assert b"4111 1111 1111 1111" in entry.body
