@@ -22,6 +22,7 @@ from deploy.training.export import ExportMismatchError, export, verify
 from deploy.training.models import CANDIDATES, fit
 from deploy.training.offline import MissingDataError, offline_store, training_frame
 from deploy.training.repository import write_model
+from deploy.training.summarizer import write_summarizer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,6 +66,8 @@ def train(repo: Path, models: Path, artifacts: Path) -> None:
         metrics = ", ".join(f"{name} {value:.3f}" for name, value in fitted.metrics.items())
         _say(f"trained {candidate.name} v{candidate.version} in {seconds:.1f} s: {metrics}")
         _say(f"  {folder} ({len(artifact):,} bytes, {card['artifact']['digest'][:19]}…)")
+    folder = write_summarizer(models, datetime.now(UTC), code)
+    _say(f"built {folder.name}: word weights for an extractive summarizer")
 
 
 def _say(line: str) -> None:

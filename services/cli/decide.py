@@ -13,7 +13,7 @@ from services.cli.values import parse_pairs
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-    from twinpath.router.v1 import router_pb2
+    from twinpath.router.v1 import router_pb2, router_pb2_grpc
 
 
 class PathChoice(StrEnum):
@@ -71,6 +71,7 @@ def infer(
     residency: Residency = "",
     deadline_s: Deadline = 10.0,
     plan: Annotated[bool, typer.Option("--plan", help="Show the plan, too.")] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Show chunks as they come.")] = False,
     as_json: Json = False,
 ) -> None:
     """Make one decision.
@@ -89,9 +90,10 @@ def infer(
         from twinpath.router.v1 import router_pb2_grpc  # noqa: PLC0415 - not for `--help`
 
         async with mesh.channel("router", role="caller", deadline_s=deadline_s) as channel:
-            answer: router_pb2.InferResponse = await router_pb2_grpc.RouterStub(channel).Infer(
-                request
-            )
+            stub = router_pb2_grpc.RouterStub(channel)
+            if stream:
+                return await _show_stream(stub, request)
+            answer: router_pb2.InferResponse = await stub.Infer(request)
             return answer
 
     reply = client.run("twinpath infer", work)
@@ -103,6 +105,30 @@ def infer(
     console.out.print(render.decision(reply))
     if plan:
         console.out.print(render.plan(reply.plan))
+
+
+async def _show_stream(
+    stub: router_pb2_grpc.RouterStub, request: router_pb2.InferRequest
+) -> router_pb2.InferResponse:
+    """Print text as it comes; return the final message."""
+    from services.chassis.errors import UnavailableError  # noqa: PLC0415 - not for `--help`
+    from twinpath.inference import tensors  # noqa: PLC0415 - the same
+    from twinpath.router.v1 import router_pb2  # noqa: PLC0415 - the same
+
+    final: router_pb2.InferResponse | None = None
+    async for message in stub.InferStream(router_pb2.InferStreamRequest(request=request)):
+        if message.HasField("final"):
+            final = message.final
+            continue
+        for tensor in message.chunk.outputs:
+            if tensor.datatype == tensors.BYTES:
+                text = b"".join(tensors.decode_bytes(tensor.raw)).decode(errors="replace")
+                console.out.print(text, end="", highlight=False, markup=False, soft_wrap=True)
+                console.out.file.flush()
+    console.out.print()
+    if final is None:
+        raise UnavailableError("STREAM_CUT", "the stream ended without its final message")
+    return final
 
 
 def explain(

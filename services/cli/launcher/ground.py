@@ -101,7 +101,8 @@ def digest(paths: Iterable[Path]) -> str:
 
 
 def _training_files() -> list[Path]:
-    return [*TRAINING.glob("*.py"), *TRAINING.glob("*.json")]
+    sources = TRAINING.parent / "triton" / "models"
+    return [*TRAINING.glob("*.py"), *TRAINING.glob("*.json"), *sources.glob("*.py")]
 
 
 def _read(stamp: Path) -> object:
