@@ -77,15 +77,14 @@ class Items:
         """
         now = self._clock.monotonic()
         works = [_Work(item, deadline, now) for item, deadline in items]
-        if len(works) == 1:
-            await self._check(works[0])
-        else:
-            await asyncio.gather(*(self._check(work) for work in works))
+        unknown = [work for work in works if not self._check(work)]
+        if unknown:  # only they have to wait for a look at Triton
+            await asyncio.gather(*(self._look(work) for work in unknown))
         alone: list[_Work] = []
         kin: list[tuple[_Work, Prepared]] = []
         for work in works:
             if work.prepared is None:
-                self.finish(work.result.metering, None, work.started, work.reason)
+                self._end(work)
             elif len(works) == 1 or tracing.sampled(work.item.context.trace):
                 alone.append(work)  # so that Triton's own spans join the right trace
             else:
@@ -101,14 +100,27 @@ class Items:
         return [work.result for work in works]
 
     async def prepare(self, item: inference_pb2.InferItem, deadline: float) -> Prepared:
-        """Check an item that is to be streamed; raises as `prepare.prepare` does."""
-        return await prepare(item, deadline, self._fleet.models, self._clock, streamed=True)
+        """Check an item that is to be streamed; raises as `find` and `prepare` do."""
+        known = await self._fleet.models.find(item.model, item.version)
+        return prepare(item, known, deadline, self._clock.monotonic(), streamed=True)
 
-    async def _check(self, work: _Work) -> None:
+    def _check(self, work: _Work, known: Known | None = None) -> bool:
+        """Check an item; False: its model is not known to serve."""
+        item = work.item
         try:
-            work.prepared = await prepare(
-                work.item, work.deadline, self._fleet.models, self._clock, streamed=False
-            )
+            known = known or self._fleet.models.peek(item.model, item.version)
+            if known is None:
+                return False
+            now = self._clock.monotonic()
+            work.prepared = prepare(item, known, work.deadline, now, streamed=False)
+        except Exception as error:  # noqa: BLE001 - an item fails alone, whatever it is
+            work.failed(error)
+        return True
+
+    async def _look(self, work: _Work) -> None:
+        """Look for an item's model, and check the item."""
+        try:
+            self._check(work, await self._fleet.models.find(work.item.model, work.item.version))
         except Exception as error:  # noqa: BLE001 - an item fails alone, whatever it is
             work.failed(error)
 
@@ -127,19 +139,28 @@ class Items:
             await self.meter(metering, prepared, answer)
         except Exception as error:  # noqa: BLE001 - an item fails alone, whatever it is
             work.failed(error)
-        self.finish(metering, prepared.known, work.started, work.reason)
+        self._end(work)
 
     async def _together(self, works: list[_Work]) -> None:
         """Ask for several items with one request; each waits until its own deadline only."""
         shared = asyncio.create_task(self._ask_together(works))
+        waiting = dict(enumerate(works))
         try:
-            again = await asyncio.gather(
-                *(self._part(work, index, shared) for index, work in enumerate(works))
-            )
+            while not shared.done() and waiting:
+                now = self._clock.monotonic()
+                for index in [n for n, work in waiting.items() if work.deadline <= now]:
+                    work = waiting.pop(index)
+                    work.failed(
+                        DeadlineExceededError("TRITON_TIMEOUT", "Triton did not answer in time")
+                    )
+                    self._end(work)
+                if waiting:
+                    first = min(work.deadline for work in waiting.values())
+                    await asyncio.wait({shared}, timeout=first - now)
+            again = [w for n, w in waiting.items() if not await self._part(w, n, shared)]
         finally:
             shared.cancel()  # done, or nobody waits for it any more
-        blamed = [work for work, alone in zip(works, again, strict=True) if alone]
-        await asyncio.gather(*(self._alone(work) for work in blamed))
+        await asyncio.gather(*(self._alone(work) for work in again))
 
     async def _ask_together(self, works: list[_Work]) -> list[Answer]:
         """Return each item's answer, which is its part of the one that Triton gives."""
@@ -168,22 +189,23 @@ class Items:
         ]
 
     async def _part(self, work: _Work, index: int, shared: asyncio.Task[list[Answer]]) -> bool:
-        """Wait for one item's part; True: it is to be asked for alone."""
+        """Take an item's part of what is done; False: it is to be asked for alone."""
         prepared = work.prepared
         assert prepared is not None
         try:
-            async with asyncio.timeout(prepared.deadline - self._clock.monotonic()):
-                answer = (await asyncio.shield(shared))[index]
+            answer = shared.result()[index]
             work.result.outputs.extend(answer.outputs)
             await self.meter(work.result.metering, prepared, answer)
-        except TimeoutError:
-            work.failed(DeadlineExceededError("TRITON_TIMEOUT", "Triton did not answer in time"))
         except Exception as error:  # noqa: BLE001 - an item fails alone, whatever it is
             if isinstance(error, ServiceError) and error.code in _BLAME:
-                return True
+                return False
             work.failed(error)
-        self.finish(work.result.metering, prepared.known, work.started, work.reason)
-        return False
+        self._end(work)
+        return True
+
+    def _end(self, work: _Work) -> None:
+        known = work.prepared.known if work.prepared is not None else None
+        self.finish(work.result.metering, known, work.started, work.reason)
 
     def gate(self, prepared: Prepared, deadline: float) -> Pass:
         """Return the context in which a model may be asked: a turn at its gate."""

@@ -76,6 +76,7 @@ class Models:
         self._clock = clock
         self._timeout = timeout_s
         self._known: Mapping[Key, Known] = {}
+        self._newest: Mapping[str, Known] = {}  # by name: the newest version that serves
         self._refreshing: asyncio.Task[None] | None = None
         self._last = -1e9
         self.loaded = False
@@ -83,6 +84,11 @@ class Models:
     def all(self) -> list[Known]:
         """Return every model version that is known, by name, then version."""
         return sorted(self._known.values(), key=lambda k: (k.name, _number(k.version)))
+
+    def peek(self, name: str, version: str) -> Known | None:
+        """Return a model that may be asked, None where `find` would have to look or to refuse."""
+        found = self._look_up(name, version)
+        return found if found is not None and found.serves else None
 
     async def find(self, name: str, version: str) -> Known:
         """Return a model that may be asked; an empty version is the newest that may.
@@ -121,8 +127,7 @@ class Models:
         if version:
             exact = self._known.get((name, version))
             return exact or self._known.get((name, ""))
-        versions = [k for k in self._known.values() if k.name == name]
-        return max(versions, key=lambda k: (k.serves, _number(k.version)), default=None)
+        return self._newest.get(name)
 
     async def refresh(self) -> None:
         """Ask every replica that is up what it has. A look that is under way is shared."""
@@ -162,6 +167,8 @@ class Models:
                 )
             merged[key] = replace(known, artifact=artifact)
         self._known = merged
+        rising = sorted(merged.values(), key=lambda k: (k.serves, _number(k.version)))
+        self._newest = {known.name: known for known in rising}
         self.loaded = True
 
     async def _inventory(self, replica: Replica[TritonServer]) -> _Inventory | None:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.chassis.clock import Clock
 from services.chassis.errors import (
     DataLossError,
     DeadlineExceededError,
@@ -14,7 +13,7 @@ from services.chassis.errors import (
     InvalidArgumentError,
     UnimplementedError,
 )
-from services.local.models import Known, Models
+from services.local.models import Known
 from services.local.spec import ModelSpec
 from services.local.triton import Ask
 from twinpath.common.v1 import context_pb2
@@ -53,30 +52,22 @@ class Prepared:
     deadline: float
 
 
-async def prepare(
-    item: inference_pb2.InferItem,
-    deadline: float,
-    models: Models,
-    clock: Clock,
-    *,
-    streamed: bool,
+def prepare(
+    item: inference_pb2.InferItem, known: Known, deadline: float, now: float, *, streamed: bool
 ) -> Prepared:
-    """Check an item.
+    """Check an item for a model that serves.
 
     Raises:
         DeadlineExceededError: its time is up.
         DataLossError: INPUT_DIGEST_MISMATCH.
         InvalidArgumentError: TENSOR_MISMATCH, with every violation.
         UnimplementedError: MODEL_STREAMS, the model can't answer with one response.
-        ServiceError: as `Models.find` says.
     """
-    now = clock.monotonic()
     if now >= deadline:
         raise DeadlineExceededError("DEADLINE_EXCEEDED", "the item's time is up")
     given = _input(item.input)
-    known = await models.find(item.model, item.version)
     spec = known.spec
-    assert spec is not None  # `find` gives only models that serve
+    assert spec is not None  # it serves
     if spec.decoupled and not streamed:
         raise UnimplementedError(
             "MODEL_STREAMS", "the model answers in streams only", metadata=about(spec)
