@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from services.chassis.clock import Clock
-from services.chassis.errors import DeadlineExceededError, ResourceExhaustedError, ServiceError
+from services.chassis.errors import DeadlineExceededError, ResourceExhaustedError
 from services.router.limiter import Limiter, Outcome, Priority, Refusal
 from twinpath.router.v1 import router_pb2
 
@@ -40,10 +40,11 @@ class Admission:
         try:
             yield
             outcome = Outcome.DONE
-        except (DeadlineExceededError, ResourceExhaustedError):
-            outcome = Outcome.DROPPED
+        except DeadlineExceededError:
+            outcome = Outcome.TIMED_OUT  # a caller in a hurry is not yet a sign of load
             raise
-        except ServiceError:
+        except ResourceExhaustedError:
+            outcome = Outcome.DROPPED
             raise
         finally:
             self.limiter.release(ticket, self._clock.monotonic(), outcome)

@@ -120,7 +120,7 @@ class Attempter:
                 error = await self._ask(errand, open_.candidate, open_.attempt, budget_s, answer)
                 if error is not None:
                     span.set_status(trace.StatusCode.ERROR, error.reason)
-        except asyncio.CancelledError:
+        except BaseException:  # cancelled, or a fault of ours: the permit goes back in any case
             self._cancelled(open_)
             raise
         self._close(open_, error)
@@ -158,7 +158,9 @@ class Attempter:
                 self._close(open_, error)
                 raise
             self._close(open_, None)
-        except (asyncio.CancelledError, GeneratorExit):
+        except ServiceError:
+            raise
+        except BaseException:  # cancelled, closed, or a fault of ours
             self._cancelled(open_)
             raise
         finally:

@@ -173,9 +173,13 @@ class Board:
         gauge.in_flight -= 1
         now = self._clock.monotonic()
         ok = error is None or not is_infrastructure(error)
-        gauge.breaker.record(permit, now, ok=ok, slow=seconds > slow_after_s)
-        if error is None or error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            gauge.estimator.observe(now, size_class, seconds)
+        timed_out = error is not None and error.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        if timed_out and seconds < slow_after_s:
+            gauge.breaker.abandon(permit)  # the caller was in a hurry; that is no fault of its own
+        else:
+            gauge.breaker.record(permit, now, ok=ok, slow=seconds > slow_after_s)
+        if error is None or timed_out:
+            gauge.estimator.observe(now, size_class, seconds, censored=timed_out)
         if error is not None and error.reason == "PATH_UNREACHABLE":
             self._down[candidate.path] = error.message
 

@@ -107,7 +107,13 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
         admission=admission,
         clock=clock,
     )
-    streams = Streams(steps=steps, attempter=attempter, admission=admission, clock=clock)
+    streams = Streams(
+        steps=steps,
+        attempter=attempter,
+        admission=admission,
+        clock=clock,
+        random=random.random,
+    )
 
     async def ping_channel(target: grpc.aio.Channel, name: str) -> None:
         state_now = target.get_state(try_to_connect=True)

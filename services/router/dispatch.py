@@ -59,7 +59,7 @@ class Dispatcher:
             if error.reason == CONTENT_FILTERED:  # a vendor's refusal by content is final
                 answer.error = error
                 return answer
-        answer.error = verdict(errand, answer)
+        answer.error = verdict(errand, answer, self._random)
         return answer
 
     # ---- one candidate and its retries ------------------------------------------------------
@@ -161,8 +161,8 @@ def _retryable(error: ServiceError) -> bool:
     }
 
 
-def verdict(errand: Errand, answer: Answer) -> ServiceError:
-    """Return the error for a plan that nobody answered."""
+def verdict(errand: Errand, answer: Answer, random: Callable[[], float]) -> ServiceError:
+    """Return the error for a plan that nobody answered; when to come back differs by caller."""
     metadata = {a.candidate.id: a.reason for a in answer.attempts}
     if errand.left() < MIN_TIME_S:
         return DeadlineExceededError(
@@ -175,5 +175,5 @@ def verdict(errand: Errand, answer: Answer) -> ServiceError:
         "ALL_CANDIDATES_FAILED",
         f"no candidate answered ({tried or 'none could be asked'})",
         metadata=metadata,
-        retry_after=1.0,
+        retry_after=0.5 + random(),
     )

@@ -14,7 +14,7 @@ down, through gRPC's flow control on every hop.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -83,12 +83,19 @@ class Streams:
     """Makes decisions in chunks."""
 
     def __init__(
-        self, *, steps: Steps, attempter: Attempter, admission: Admission, clock: Clock
+        self,
+        *,
+        steps: Steps,
+        attempter: Attempter,
+        admission: Admission,
+        clock: Clock,
+        random: Callable[[], float],
     ) -> None:
         self._steps = steps
         self._attempter = attempter
         self._admission = admission
         self._clock = clock
+        self._random = random
 
     async def decide(self, request: router_pb2.InferRequest, call: Call) -> AsyncGenerator[Message]:
         """Yield the chunks of one decision, then its final message.
@@ -168,7 +175,7 @@ class Streams:
             answer.candidate = entry.candidate
             answer.fallback = entry.rank > 1
             return
-        answer.error = verdict(errand, answer)
+        answer.error = verdict(errand, answer, self._random)
 
 
 def _cut(error: ServiceError, collected: Collected) -> ServiceError:

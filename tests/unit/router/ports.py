@@ -253,7 +253,11 @@ class World:
         attempter = Attempter(paths, self.board, self.signer, self.clock)
         admission = Admission(self.limiter, self.clock)
         self.streams = Streams(
-            steps=self.steps, attempter=attempter, admission=admission, clock=self.clock
+            steps=self.steps,
+            attempter=attempter,
+            admission=admission,
+            clock=self.clock,
+            random=lambda: 0.0,
         )
         self.pipeline = Pipeline(
             steps=self.steps,
