@@ -1,7 +1,10 @@
 """Traces: OpenTelemetry to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names.
 
-Sampling follows OTEL_TRACES_SAMPLER and its argument (default: parent-based, always on). Without
-an endpoint nothing is recorded, but the caller's trace context is still passed on.
+Sampling follows OTEL_TRACES_SAMPLER and its argument (default: parent-based, always on;
+parentbased_traceidratio with 0.1 takes a tenth). What it lets go is exported all the same if it
+ends in an error, a fallback or a refusal (late_sampling.py), unless TWINPATH_TRACES_KEEP_FAILED
+is false. Without an endpoint nothing is recorded, but the caller's trace context is still passed
+on.
 """
 
 from __future__ import annotations
@@ -16,9 +19,11 @@ from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resou
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+from services.chassis.late_sampling import LateExport, LateSampler
 from twinpath.common.v1 import context_pb2
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+KEEP_FAILED = "TWINPATH_TRACES_KEEP_FAILED"
 
 
 def setup(service: str) -> TracerProvider | None:
@@ -31,7 +36,11 @@ def setup(service: str) -> TracerProvider | None:
     )
     provider = TracerProvider(resource=resource)
     exporter = OTLPSpanExporter(insecure=not endpoint.startswith("https"))
-    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
+    batches = BatchSpanProcessor(exporter, schedule_delay_millis=500)
+    provider.add_span_processor(batches)
+    if os.environ.get(KEEP_FAILED, "true").lower() != "false":
+        provider.sampler = LateSampler(provider.sampler)
+        provider.add_span_processor(LateExport(batches.on_end))
     trace.set_tracer_provider(provider)
     return provider
 
