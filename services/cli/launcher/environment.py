@@ -17,6 +17,9 @@ _NOT_INHERITED = (
     "PYTHONDONTWRITEBYTECODE",  # five processes that compile the same modules at every start
     "OTEL_SERVICE_NAME",
 )
+# What a small machine costs, so that the local path's share of it is metered and can be compared
+# with a vendor's price. An assumption; set the variable to your machine's.
+_MACHINE_USD_PER_HOUR = "0.10"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ class Wiring:
         standin_port: Its port.
         standin_admin_port: Its admin's port.
         otlp_endpoint: OTLP/gRPC that takes the spans; empty: none are made.
-        extra: Further variables by service, which win.
+        extra: Further variables by service, or for all `services`; they win.
     """
 
     services: Mapping[str, str]
@@ -80,12 +83,18 @@ def environments(layout: Layout, keys: Keys, wiring: Wiring) -> dict[str, dict[s
         "TWINPATH_STANDIN_TOKEN_FILE": str(keys.standin_token),
     }
     own: dict[str, dict[str, str]] = {
-        "router": {"TWINPATH_ROUTER_GRANT_KEY": str(keys.grant)},
+        "router": {
+            "TWINPATH_ROUTER_GRANT_KEY": str(keys.grant),
+            "TWINPATH_ROUTER_OUTBOX": str(layout.outbox),
+        },
         "features": {
             "TWINPATH_FEATURES_REPO": str(layout.feature_repo),
             "TWINPATH_FEAST_REDIS": wiring.feast_address,
         },
-        "local": {"TWINPATH_LOCAL_MODELS": str(layout.models or layout.trained)},
+        "local": {
+            "TWINPATH_LOCAL_MODELS": str(layout.models or layout.trained),
+            "TWINPATH_LOCAL_MACHINE_USD_PER_HOUR": _MACHINE_USD_PER_HOUR,
+        },
         "remote": {"TWINPATH_GRANT_KEYS": str(keys.grant_public), **standin},
         "audit": {
             "TWINPATH_AUDIT_DIRECTORY": str(layout.audit),
@@ -102,6 +111,7 @@ def environments(layout: Layout, keys: Keys, wiring: Wiring) -> dict[str, dict[s
             f"{prefix}_METRICS_LISTEN": wiring.metrics[name],
             f"{prefix}_TOKEN_FILE": str(keys.tokens[f"service:{name}"]),
             **own[name],
+            **wiring.extra.get("services", {}),
             **wiring.extra.get(name, {}),
         }
     found["standin"] = {

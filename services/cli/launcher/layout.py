@@ -65,6 +65,11 @@ class Layout:
         return self.runtime / "state"
 
     @property
+    def outbox(self) -> Path:
+        """The router's records while the audit service is away."""
+        return self.runtime / "outbox" / "records"
+
+    @property
     def backends(self) -> Path:
         """Our own Triton backends."""
         return ROOT / "deploy" / "triton" / "backends"

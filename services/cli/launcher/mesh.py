@@ -38,7 +38,7 @@ class MeshOptions:
         tracing: Collect spans, or send them on if the environment names a collector.
         standin_latency_ms: What the stand-in vendor adds before every answer.
         standin_jitter_ms: At random on top of it.
-        extra: Further environment variables by service; they win.
+        extra: Further environment variables by service, or for all `services`; they win.
         environment: Our own environment: names external servers and collectors.
     """
 
@@ -205,6 +205,11 @@ class Mesh:
             "TWINPATH_STANDIN_JITTER_MS": str(self.options.standin_jitter_ms),
         }
         extra = dict(self.options.extra)
+        if price := environment.get("TWINPATH_LOCAL_MACHINE_USD_PER_HOUR"):
+            extra["local"] = {
+                "TWINPATH_LOCAL_MACHINE_USD_PER_HOUR": price,
+                **extra.get("local", {}),
+            }
         extra["standin"] = {**standin, **extra.get("standin", {})}
         return Wiring(
             services={name: f"{LOOPBACK}:{port[name]}" for name in SERVICES},
