@@ -60,6 +60,13 @@ integration: env  ## real processes
 mutants: env  ## apply each invariant's sabotage patch and show that the tests turn red
 	@$(BIN)/python tests/mutants/run.py
 
+chaos: env  ## faults against invariants, at length (TWINPATH_SEEDS, see CONTRIBUTING)
+	@$(BIN)/python -m pytest tests/chaos
+
+bench: env  ## what a decision costs, as ratios in one run; JSON in .twinpath/bench
+	@$(BIN)/python -m tests.load.mesh_bench
+	@$(BIN)/python -m tests.load.audit_bench
+
 # ---- care ---------------------------------------------------------------------------------
 lint: env  ## ruff, import directions, protos
 	@$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check .
