@@ -100,6 +100,45 @@ class TritonPythonModel:
         return pb.InferenceResponse([pb.Tensor("sum", array)])
 """
 
+_STEP = """
+import numpy as np
+import triton_python_backend_utils as pb
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.one(r.inputs()[0].as_numpy()) for r in requests]
+
+    def one(self, x):
+        return pb.InferenceResponse([pb.Tensor("y", (CODE).astype(np.float32))])
+"""
+
+_EMBEDDING = """
+import zlib
+
+import numpy as np
+import triton_python_backend_utils as pb
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.one(r.inputs()[0].as_numpy()) for r in requests]
+
+    def one(self, texts):
+        vectors = np.zeros((len(texts), 16), dtype=np.float32)
+        for row, text in enumerate(texts.reshape(-1)):
+            try:
+                said = " " + text.decode() + " "
+            except UnicodeDecodeError:
+                error = pb.TritonError("not UTF-8", pb.TritonError.INVALID_ARG)
+                return pb.InferenceResponse(error=error)
+            for at in range(len(said) - 2):
+                hashed = zlib.crc32(said[at : at + 3].encode())
+                vectors[row, hashed % 16] += 1 if hashed & 16 else -1
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+        return pb.InferenceResponse([pb.Tensor("embedding", vectors)])
+"""
+
 # The first element of `features` says what to do.
 _FAULTY = """
 import time
@@ -245,6 +284,61 @@ def headers(root: Path) -> None:
     config = "max_batch_size: 0\n" + _tensor("input", "features", "FP32", "[-1, -1]")
     config += _tensor("output", "traceparent", "BYTES", "[1]")
     write_model(root, "headers", _HEADERS, config)
+
+
+def embedding(root: Path) -> None:
+    """BYTES `text` [n, 1] to unit vectors FP32 `embedding` [n, 16], by hashing character triples.
+
+    Not trained, and called what it is: texts that share triples are near each other.
+    """
+    config = "max_batch_size: 32\n" + _tensor("input", "text", "BYTES", "[1]")
+    config += _tensor("output", "embedding", "FP32", "[16]") + "dynamic_batching { }\n"
+    write_model(root, "hashed_triples", _EMBEDDING, config)
+
+
+def ensemble(root: Path) -> None:
+    """`halved_sum`: preprocess (halve), model (`batched`), postprocess (round down); rank 2."""
+    batched(root)
+    for name, code in (("halve", "x / 2"), ("floor", "np.floor(x)")):
+        width = "[3]" if name == "halve" else "[1]"
+        config = "max_batch_size: 8\n" + _tensor("input", "x", "FP32", width)
+        config += _tensor("output", "y", "FP32", width)
+        write_model(root, name, _STEP.replace("CODE", code), config)
+    config = 'platform: "ensemble"\nmax_batch_size: 8\n'
+    config += _tensor("input", "features", "FP32", "[3]") + _tensor(
+        "output", "total", "FP32", "[1]"
+    )
+    steps = (
+        ("halve", ("x", "features"), ("y", "halved")),
+        ("batched", ("features", "halved"), ("sum", "summed")),
+        ("floor", ("x", "summed"), ("y", "total")),
+    )
+    config += "ensemble_scheduling {\n"
+    for name, (inside, given), (out, made) in steps:
+        config += f'step {{ model_name: "{name}" model_version: -1\n'
+        config += f'input_map {{ key: "{inside}" value: "{given}" }}\n'
+        config += f'output_map {{ key: "{out}" value: "{made}" }} }}\n'
+    folder = root / "halved_sum"
+    (folder / "1").mkdir(parents=True, exist_ok=True)
+    (folder / "config.pbtxt").write_text(f'name: "halved_sum"\n{config}}}\n')
+
+
+def queued(root: Path) -> None:
+    """As `picky`, with a queue of two requests, two priorities, and time-outs from the request."""
+    config = "max_batch_size: 1\n" + _tensor("input", "features", "FP32", "[1]")
+    config += _tensor("output", "sum", "FP32", "[1]")
+    config += """dynamic_batching {
+  priority_levels: 2
+  default_priority_level: 2
+  default_queue_policy {
+    timeout_action: REJECT
+    default_timeout_microseconds: 30000000
+    allow_timeout_override: true
+    max_queue_size: 2
+  }
+}
+"""
+    write_model(root, "queued", _PICKY, config)
 
 
 def words(root: Path) -> None:

@@ -2,16 +2,22 @@
 
 `<models>/<name>/<version>/` holds what Triton loads and, where our training wrote it, `card.json`.
 A card states its artifact's digest; a file that differs from it is not what was approved, and the
-model is refused. Triton may hold in memory what it loaded before a file changed: the digest is
-that of the files, looked at whenever they change.
+model is refused. Where keys are given, a card must be signed by one of them too (signature.py).
+Triton may hold in memory what it loaded before a file changed: the digest is that of the files,
+looked at whenever they change.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from services.local import signature
 
 CARD = "card.json"
 _PREFIX = "sha256:"
@@ -32,8 +38,9 @@ _UNKNOWN = Artifact()
 class Artifacts:
     """Looks at a model repository on disk. Blocks: call it from a thread."""
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, keys: Sequence[Ed25519PublicKey] = ()) -> None:
         self._folder = folder
+        self._keys = tuple(keys)  # whose signature a card needs; none: no signatures are asked for
         self._seen: dict[Path, tuple[object, Artifact]] = {}
 
     def look(self, name: str, version: str) -> Artifact:
@@ -46,7 +53,7 @@ class Artifacts:
             state = [(path, *_stamp(path)) for path in files]
             known = self._seen.get(folder)
             if known is None or known[0] != state:
-                known = (state, _examine(folder, files))
+                known = (state, _examine(folder, files, self._keys))
                 self._seen[folder] = known
         except OSError as error:
             return Artifact(fault=f"its files can't be read: {error.strerror}")
@@ -86,12 +93,22 @@ def digest_of(folder: Path, files: list[Path]) -> bytes:
     return hashlib.sha256("".join(lines).encode()).digest()
 
 
-def _examine(folder: Path, files: list[Path]) -> Artifact:
+def _examine(folder: Path, files: list[Path], keys: Sequence[Ed25519PublicKey]) -> Artifact:
     card = folder / CARD
+    seal = folder / f"{CARD}{signature.SUFFIX}"
     if card not in files:
-        return Artifact(digest_of(folder, files))
+        fault = f"it has no {CARD}, so nobody vouches for it" if keys else ""
+        return Artifact(digest_of(folder, files), fault)
+    content = card.read_bytes()
+    if keys:
+        if seal not in files:
+            return Artifact(fault=f"its {CARD} is not signed")
+        if not signature.verified(
+            keys, content, seal.read_text(encoding="ascii", errors="replace")
+        ):
+            return Artifact(fault=f"its {CARD} is not signed by a key that is trusted here")
     try:
-        stated = json.loads(card.read_text(encoding="utf-8"))["artifact"]
+        stated = json.loads(content)["artifact"]
         file, text = folder / stated["file"], stated["digest"]
         digest = bytes.fromhex(text.removeprefix(_PREFIX))
     except (ValueError, KeyError, TypeError, AttributeError):

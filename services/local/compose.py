@@ -5,8 +5,10 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 
 from services.chassis.clock import SystemClock
+from services.chassis.identity import read_public_keys
 from services.chassis.run import Mount, Service
 from services.local.artifacts import Artifacts
+from services.local.contracts import Contracts
 from services.local.fleet import Fleet
 from services.local.item import Items
 from services.local.models import Models
@@ -30,7 +32,8 @@ async def build(settings: LocalSettings, stack: AsyncExitStack) -> Service:
         stack.push_async_callback(server.close)
         replicas.append(Replica(url, server))
     balancer = Balancer(replicas)
-    models = Models(balancer, Artifacts(settings.models), clock)
+    keys = read_public_keys(settings.artifact_keys) if settings.artifact_keys else []
+    models = Models(balancer, Artifacts(settings.models, keys), Contracts(settings.catalog), clock)
     fleet = Fleet(
         balancer,
         models,

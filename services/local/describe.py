@@ -31,8 +31,8 @@ def description(known: Known) -> inference_pb2.ModelDescription:
 
 
 def _state(known: Known) -> tuple[inference_pb2.ModelState, str]:
-    if known.artifact.fault:
-        return inference_pb2.MODEL_STATE_UNAVAILABLE, known.artifact.fault
+    if known.fault:
+        return inference_pb2.MODEL_STATE_UNAVAILABLE, known.fault
     if known.serves:
         return inference_pb2.MODEL_STATE_READY, ""
     if known.state in ("LOADING", READY):

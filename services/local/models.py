@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from services.chassis.clock import Clock
 from services.chassis.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from services.local.artifacts import Artifact, Artifacts
+from services.local.contracts import Contracts
 from services.local.faults import TritonError
 from services.local.replicas import Balancer, Replica
 from services.local.spec import ModelSpec
@@ -36,6 +37,7 @@ class Known:
         reason: Why not, in Triton's words or ours.
         spec: Its description; None until it was ready once.
         artifact: Its artifact.
+        divergence: How it differs from what the catalog's tasks expect; empty: it does not.
         meter: What its inferences take.
     """
 
@@ -45,12 +47,18 @@ class Known:
     reason: str = ""
     spec: ModelSpec | None = None
     artifact: Artifact = field(default_factory=Artifact)
+    divergence: str = ""
     meter: Meter = field(default_factory=Meter)
 
     @property
     def serves(self) -> bool:
         """Whether it may be asked."""
-        return self.state == READY and self.spec is not None and not self.artifact.fault
+        return self.state == READY and self.spec is not None and not self.fault
+
+    @property
+    def fault(self) -> str:
+        """Why it is refused although it may be loaded; empty: it is not."""
+        return self.artifact.fault or self.divergence
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +76,13 @@ class Models:
         self,
         balancer: Balancer[TritonServer],
         artifacts: Artifacts,
+        contracts: Contracts,
         clock: Clock,
         timeout_s: float = 2.0,
     ) -> None:
         self._balancer = balancer
         self._artifacts = artifacts
+        self._contracts = contracts
         self._clock = clock
         self._timeout = timeout_s
         self._known: Mapping[Key, Known] = {}
@@ -97,7 +107,7 @@ class Models:
             NotFoundError: MODEL_UNKNOWN.
             UnavailableError: MODEL_UNAVAILABLE, it is known but not loaded; TRITON_UNAVAILABLE,
                 nothing is known yet.
-            FailedPreconditionError: ARTIFACT_UNTRUSTED.
+            FailedPreconditionError: ARTIFACT_UNTRUSTED, CONTRACT_DIVERGES.
         """
         found = self._look_up(name, version)
         if found is None or not found.serves:
@@ -111,11 +121,10 @@ class Models:
             about = {"model": name} | ({"version": version} if version else {})
             raise NotFoundError("MODEL_UNKNOWN", "there is no such model here", metadata=about)
         about = {"model": name, "version": found.version}
-        if found.artifact.fault:
+        if found.fault:
+            reason = "ARTIFACT_UNTRUSTED" if found.artifact.fault else "CONTRACT_DIVERGES"
             raise FailedPreconditionError(
-                "ARTIFACT_UNTRUSTED",
-                f"the model is refused: {found.artifact.fault}",
-                metadata=about,
+                reason, f"the model is refused: {found.fault}", metadata=about
             )
         if not found.serves:
             raise UnavailableError(
@@ -155,21 +164,26 @@ class Models:
                     merged[key] = known
             for key, counters in inventory.counters.items():
                 counted.setdefault(key, []).append(counters)
+        await asyncio.to_thread(self._contracts.read)
         for key, known in merged.items():
             if key in counted:
                 known.meter.update(total(counted[key]))
-            artifact = await asyncio.to_thread(self._artifacts.look, *key) if key[1] else Artifact()
-            before = self._known.get(key)
-            if artifact.fault and (before is None or before.artifact.fault != artifact.fault):
-                log.error(
-                    "model refused",
-                    extra={"model": key[0], "version": key[1], "why": artifact.fault},
-                )
-            merged[key] = replace(known, artifact=artifact)
+            merged[key] = await asyncio.to_thread(self._judge, known)
         self._known = merged
         rising = sorted(merged.values(), key=lambda k: (k.serves, _number(k.version)))
         self._newest = {known.name: known for known in rising}
         self.loaded = True
+
+    def _judge(self, known: Known) -> Known:
+        """Look at a model's files and at what the catalog expects of it. Blocks."""
+        artifact = self._artifacts.look(known.name, known.version) if known.version else Artifact()
+        divergence = self._contracts.fault(known.spec) if known.spec is not None else ""
+        judged = replace(known, artifact=artifact, divergence=divergence)
+        before = self._known.get((known.name, known.version))
+        if judged.fault and (before is None or before.fault != judged.fault):
+            extra = {"model": known.name, "version": known.version, "why": judged.fault}
+            log.error("model refused", extra=extra)
+        return judged
 
     async def _inventory(self, replica: Replica[TritonServer]) -> _Inventory | None:
         """Return a replica's models, None if it did not say; notes on it which are ready."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.chassis.settings import ServiceSettings
@@ -25,6 +26,17 @@ class LocalSettings(ServiceSettings):
         default=None,
         description="Triton's model repository as this service sees it, for cards and artifact "
         "digests; unset: digests are not known",
+    )
+    artifact_keys: Path | None = Field(
+        default=None,
+        description="PEM file with the public keys that sign model cards; set: a model without a "
+        "card that one of them signed is refused",
+    )
+    catalog: Path | None = Field(
+        default=None,
+        validation_alias="TWINPATH_CATALOG",
+        description="the catalog's folder; set: a model that differs from what a task expects of "
+        "it is refused",
     )
     machine_usd_per_hour: float = Field(
         default=0.0, ge=0, description="price of Triton's machine; 0: not known, so no costs"
@@ -53,6 +65,15 @@ class LocalSettings(ServiceSettings):
             if not host or not port.isdigit() or "/" in host:
                 raise ValueError(f"{address.strip()!r} is not host:port")
         return value
+
+    @model_validator(mode="after")
+    def _keys_need_files(self) -> Self:
+        if self.artifact_keys is not None and self.models is None:
+            raise ValueError(
+                "TWINPATH_LOCAL_ARTIFACT_KEYS needs TWINPATH_LOCAL_MODELS: "
+                "without the files no signature can be checked"
+            )
+        return self
 
     @property
     def replicas(self) -> list[str]:

@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from services.local import signature
 from services.local.artifacts import Artifact, Artifacts
 
 
@@ -75,3 +77,46 @@ def test_what_is_not_there_is_not_known(tmp_path: Path) -> None:
     """No repository, or no files of this model in it: an empty digest and no fault."""
     assert Artifacts(None).look("m", "1") == Artifact()
     assert Artifacts(tmp_path).look("m", "1") == Artifact()
+
+
+def test_a_signed_card_is_accepted_and_any_other_is_refused(tmp_path: Path) -> None:
+    """No card, no signature, another key's, one over another card, nonsense."""
+    key, other = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    version = write(tmp_path)
+    card, seal = version / "card.json", version / "card.json.sig"
+    artifacts = Artifacts(tmp_path, [key.public_key()])
+
+    def fault() -> str:
+        return artifacts.look("m", "1").fault
+
+    assert fault() == "its card.json is not signed"
+    seal.write_text(signature.sign(key, card.read_bytes()))
+    assert fault() == ""
+    assert artifacts.look("m", "1").digest == hashlib.sha256(b"weights").digest()
+    for text in (
+        signature.sign(other, card.read_bytes()),
+        signature.sign(key, card.read_bytes() + b" "),
+        signature.sign(key, card.read_bytes()).replace(" ", " !"),
+        signature.key_id(key.public_key()),
+        "",
+    ):
+        seal.write_text(text)
+        assert "not signed by a key that is trusted" in fault()
+    card.unlink()
+    assert "nobody vouches" in fault()
+
+
+def test_a_signature_does_not_save_a_changed_artifact(tmp_path: Path) -> None:
+    """The card is signed, and its artifact is another one."""
+    key = Ed25519PrivateKey.generate()
+    version = write(tmp_path)
+    seal = signature.sign(key, (version / "card.json").read_bytes())
+    (version / "card.json.sig").write_text(seal)
+    (version / "model.onnx").write_bytes(b"weightz")
+    assert "not the one" in Artifacts(tmp_path, [key.public_key()]).look("m", "1").fault
+
+
+def test_where_signatures_are_asked_for_a_model_without_files_is_refused(tmp_path: Path) -> None:
+    """Fails closed: nothing to check is not the same as checked."""
+    key = Ed25519PrivateKey.generate()
+    assert Artifacts(tmp_path, [key.public_key()]).look("m", "1").fault

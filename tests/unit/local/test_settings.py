@@ -39,3 +39,14 @@ def test_replicas_are_listed_once_each(monkeypatch: pytest.MonkeyPatch, keys: Me
     monkeypatch.setenv("TWINPATH_LOCAL_LISTEN", "127.0.0.1:0")
     monkeypatch.setenv("TWINPATH_TRITON_URL", "b:1, a:2,b:1")
     assert load(LocalSettings).replicas == ["b:1", "a:2"]
+
+
+def test_keys_without_files_are_a_mistake(monkeypatch: pytest.MonkeyPatch, keys: MeshKeys) -> None:
+    """Signatures that can't be checked must not look as if they were."""
+    for name, value in keys.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TWINPATH_LOCAL_LISTEN", "127.0.0.1:0")
+    monkeypatch.setenv("TWINPATH_TRITON_URL", "a:1")
+    monkeypatch.setenv("TWINPATH_LOCAL_ARTIFACT_KEYS", str(keys.grant_keys))
+    with pytest.raises(SettingsError, match="TWINPATH_LOCAL_MODELS"):
+        load(LocalSettings)
