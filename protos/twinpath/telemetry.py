@@ -24,7 +24,8 @@ REFUSED_RULE = "twinpath.refused.rule"
 BATCH_SIZE = "twinpath.batch.size"
 COST_NANOS = "twinpath.cost.nanos"
 
-# Spans inside the router, one for each step of a decision's way.
+# Spans inside the router, one for each step of a decision's way, and for each item of a batch.
+SPAN_ITEM = "router.item"
 SPAN_ENRICH = "router.enrich"
 SPAN_ASSEMBLE = "router.assemble"
 SPAN_PLAN = "router.plan"

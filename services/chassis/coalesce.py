@@ -35,6 +35,7 @@ Result = TypeVar("Result")
 class _Waiting(Generic[Item, Result]):
     item: Item
     deadline: float
+    since: float
     answer: asyncio.Future[Result]
 
 
@@ -53,7 +54,7 @@ class Coalescer(Generic[Item, Result]):
     `flush(items, time_left_s)` sends a batch and returns one result or error for each item, in
     order; what it raises fails every item of the batch. Bounds: `max_batch` items in a batch,
     `max_queue` waiting in a lane (more are RESOURCE_EXHAUSTED), `parallel` batches of a lane in
-    flight. `observe(size)` hears each batch's size.
+    flight. `observe(size, waited_s)` hears each batch's size and how long its first item waited.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Coalescer(Generic[Item, Result]):
         max_batch: int = 64,
         max_queue: int = 4096,
         parallel: int = 1,
-        observe: Callable[[int], None] = lambda _size: None,
+        observe: Callable[[int, float], None] = lambda _size, _waited_s: None,
     ) -> None:
         self._flush = flush
         self._clock = clock
@@ -93,7 +94,7 @@ class Coalescer(Generic[Item, Result]):
                 "HOP_QUEUE_FULL", f"{len(place.queue)} items wait for this hop", retry_after=0.1
             )
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        place.queue.append(_Waiting(item, deadline, answer))
+        place.queue.append(_Waiting(item, deadline, self._clock.monotonic(), answer))
         if place.in_flight < self._parallel:
             self._start(lane, place)
         return await answer
@@ -134,8 +135,9 @@ class Coalescer(Generic[Item, Result]):
         return batch
 
     async def _send(self, batch: list[_Waiting[Item, Result]]) -> None:
-        self._observe(len(batch))
-        left = max(w.deadline for w in batch) - self._clock.monotonic()
+        now = self._clock.monotonic()
+        self._observe(len(batch), now - batch[0].since)
+        left = max(w.deadline for w in batch) - now
         call = asyncio.ensure_future(self._call([w.item for w in batch], left))
         alive = len(batch)
 

@@ -22,7 +22,7 @@ import grpc
 import grpc.aio
 from grpc_status import rpc_status
 
-from services.chassis import metrics
+from services.chassis import metrics, telemetry
 from services.chassis.errors import (
     InternalError,
     ResourceExhaustedError,
@@ -190,4 +190,5 @@ class _Meter:
         if self._counts:
             metrics.IN_FLIGHT.labels(self._method).dec()
             metrics.CALLS.labels(self._method, self._code).inc()
-            metrics.DURATION.labels(self._method).observe(time.perf_counter() - self._start)
+            seconds = time.perf_counter() - self._start
+            metrics.DURATION.labels(self._method).observe(seconds, telemetry.exemplar())

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from services.chassis.clock import Clock
 from services.chassis.errors import DeadlineExceededError, ResourceExhaustedError
+from services.router import metrics
 from services.router.limiter import Limiter, Outcome, Priority, Refusal
 from twinpath.router.v1 import router_pb2
 
@@ -22,12 +23,19 @@ class Admission:
         self._clock = clock
 
     @contextmanager
-    def __call__(self, request: router_pb2.InferRequest) -> Iterator[None]:
+    def __call__(self, request: router_pb2.InferRequest) -> Iterator[metrics.Seen]:
         """Hold a place while a request is decided, and learn from how long it took.
+
+        Yields what counts it: its `decision` is to be set as soon as there is one.
 
         Raises:
             ResourceExhaustedError: there is no place for a request of its priority.
         """
+        with metrics.request() as seen, self._place(request):
+            yield seen
+
+    @contextmanager
+    def _place(self, request: router_pb2.InferRequest) -> Iterator[None]:
         priority = Priority(request.priority or Priority.NORMAL)
         ticket = self.limiter.acquire(self._clock.monotonic(), priority, request.task)
         if isinstance(ticket, Refusal):

@@ -24,6 +24,7 @@ from services.chassis.errors import (
     UnavailableError,
     from_status,
 )
+from services.router import metrics
 from services.router.board import Board
 from services.router.breaker import Permit
 from services.router.decision import Decision
@@ -83,6 +84,7 @@ class _Open:
     attempt: decision_pb2.Attempt
     start: float
     size_class: int
+    task: str
 
     def elapsed_us(self, clock: Clock) -> int:
         """Return the microseconds since the attempt began."""
@@ -217,7 +219,8 @@ class Attempter:
             start_time_unix_us=self._clock.unix_us(),
         )
         answer.attempts.append(attempt)
-        return _Open(candidate, permit, attempt, self._clock.monotonic(), errand.size_class)
+        start, task = self._clock.monotonic(), errand.decision.task.name
+        return _Open(candidate, permit, attempt, start, errand.size_class, task)
 
     def _close(self, open_: _Open, error: ServiceError | None) -> None:
         """Report how the attempt went."""
@@ -226,6 +229,7 @@ class Attempter:
         if error is not None:
             open_.attempt.code = error.code.value[0]
             open_.attempt.reason = error.reason
+        metrics.attempted(open_.task, open_.attempt)
         self._board.end(
             open_.candidate,
             open_.permit,
@@ -240,6 +244,7 @@ class Attempter:
         open_.attempt.cancelled = True
         open_.attempt.latency_us = open_.elapsed_us(self._clock)
         _estimate_cost(open_.attempt, open_.candidate)
+        metrics.attempted(open_.task, open_.attempt)
         self._board.abandon(open_.candidate, open_.permit)
 
     @contextmanager

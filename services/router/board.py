@@ -20,6 +20,7 @@ from services.router.breaker import Breaker, Permit
 from services.router.budget import RetryBudget
 from services.router.catalog import Catalog, Task
 from services.router.estimator import LatencyEstimator
+from services.router.objective import Objective
 from services.router.plan import Candidate, State
 from services.router.ports import Inference
 from twinpath.inference.v1 import inference_pb2
@@ -73,6 +74,7 @@ class Board:
         self._models: dict[str, dict[Key, inference_pb2.ModelDescription]] = {}
         self._down: dict[str, str] = dict.fromkeys(paths, "it has not answered yet")
         self._candidates: dict[int, tuple[Task, tuple[Candidate, ...]]] = {}
+        self._objectives: dict[int, tuple[Task, Objective]] = {}
         self._gauges: dict[Key, Gauge] = {}
         self.drained: frozenset[str] = frozenset()
 
@@ -108,6 +110,17 @@ class Board:
         if len(self._candidates) > 1024:
             self._candidates.clear()  # old versions of the catalog
         self._candidates[id(task)] = (task, made)
+        return made
+
+    def objective(self, task: Task) -> Objective:
+        """Return a task's objective, made once for each version of it."""
+        known = self._objectives.get(id(task))
+        if known is not None and known[0] is task:
+            return known[1]
+        made = task.objective.plain()
+        if len(self._objectives) > 1024:
+            self._objectives.clear()
+        self._objectives[id(task)] = (task, made)
         return made
 
     def gauge(self, candidate: Candidate) -> Gauge:
@@ -188,6 +201,14 @@ class Board:
         gauge = self.gauge(candidate)
         gauge.in_flight -= 1
         gauge.breaker.abandon(permit)
+
+    def breakers(self) -> list[tuple[str, str, str, int]]:
+        """Return (path, model, version, state) of every candidate that was ever looked at."""
+        now = self._clock.monotonic()
+        return [
+            (path, model, version, int(gauge.breaker.state(now)))
+            for (path, _, model, version), gauge in list(self._gauges.items())
+        ]
 
     def is_down(self, path: str) -> bool:
         """Tell whether a path as a whole does not answer."""

@@ -21,6 +21,7 @@ from services.chassis.errors import (
     from_rpc_error,
     from_status,
 )
+from services.router import metrics
 from services.router.ports import FeatureQuery, FeatureVector
 from twinpath.audit.v1 import audit_pb2, audit_pb2_grpc
 from twinpath.common.v1 import value_pb2
@@ -76,7 +77,7 @@ class FeaturesClient:
         self._stub = features_pb2_grpc.FeaturesStub(channel)
         self._clock = clock
         self._hop: Coalescer[FeatureQuery, FeatureVector] = Coalescer(
-            self._read, clock, max_batch=128, parallel=2
+            self._read, clock, max_batch=128, parallel=2, observe=metrics.batched("features")
         )
 
     async def get(self, query: FeatureQuery) -> FeatureVector:
@@ -181,7 +182,7 @@ class InferenceClient:
         self._clock = clock
         self._coalesce = coalesce
         self._hop: Coalescer[inference_pb2.InferItem, inference_pb2.InferResult] = Coalescer(
-            self._ask, clock, max_batch=64, parallel=2
+            self._ask, clock, max_batch=64, parallel=2, observe=metrics.batched(service)
         )
 
     async def infer(self, item: inference_pb2.InferItem) -> inference_pb2.InferResult:
@@ -244,15 +245,16 @@ class AuditClient:
         self._stub = audit_pb2_grpc.AuditStub(channel)
         self._clock = clock
         self._hop: Coalescer[audit_pb2.Entry, audit_pb2.AppendResult] = Coalescer(
-            self._append, clock, max_batch=256, parallel=1
+            self._append, clock, max_batch=256, parallel=1, observe=metrics.batched("audit")
         )
 
     async def append(self, entry: audit_pb2.Entry) -> audit_pb2.AppendResult:
         """See ports.Audit."""
-        if travels_alone():
-            return _or_raise((await self._append([entry], APPEND_TIMEOUT_S))[0])
-        deadline = self._clock.monotonic() + APPEND_TIMEOUT_S
-        return await self._hop.submit(entry, "", deadline)
+        with metrics.appending(entry.record.kind):
+            if travels_alone():
+                return _or_raise((await self._append([entry], APPEND_TIMEOUT_S))[0])
+            deadline = self._clock.monotonic() + APPEND_TIMEOUT_S
+            return await self._hop.submit(entry, "", deadline)
 
     async def _append(
         self, entries: Sequence[audit_pb2.Entry], left: float

@@ -24,6 +24,7 @@ from services.router.clients import AuditClient, FeaturesClient, InferenceClient
 from services.router.dispatch import Dispatcher
 from services.router.grants import GrantSigner
 from services.router.limiter import Limiter, LimiterConfig
+from services.router.metrics import RouterState
 from services.router.outbox import Outbox, OutboxAudit
 from services.router.overrides import Overrides
 from services.router.pipeline import Pipeline
@@ -99,6 +100,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
         maximum=settings.max_in_flight,
     )
     admission = Admission(Limiter(limits), clock)
+    stack.enter_context(RouterState(board, admission.limiter).shown())
     attempter = Attempter(paths, board, signer, clock)
     pipeline = Pipeline(
         steps=steps,

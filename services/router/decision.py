@@ -9,10 +9,10 @@ from typing import Any
 
 from services.router.assemble import Assembled
 from services.router.catalog import Catalog, Task
-from services.router.plan import Plan
+from services.router.plan import Candidate, Plan
 from services.router.ports import FeatureVector
 from twinpath.audit.v1 import audit_pb2
-from twinpath.common.v1 import context_pb2
+from twinpath.common.v1 import context_pb2, decision_pb2
 from twinpath.router.v1 import router_pb2
 
 _items = itertools.count(1)
@@ -41,6 +41,11 @@ class Decision:
     plan: Plan | None = None
     data_class: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
+    lineage: decision_pb2.Lineage | None = None
+    plan_message: decision_pb2.Plan | None = None
+    answered_by: Candidate | None = None
+    fallback: bool = False
+    repeated: bool = False
 
     @property
     def priority(self) -> context_pb2.Priority:

@@ -49,8 +49,8 @@ class Pipeline:
         Raises:
             ServiceError: as the router's proto says for each case.
         """
-        with self._admission(request):
-            decision = self._steps.admit(request, call, item)
+        with self._admission(request) as seen:
+            seen.decision = decision = self._steps.admit(request, call, item)
             if request.idempotency_key:
                 return await self._claim(decision)
             return await self._make(decision)

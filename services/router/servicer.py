@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
+from opentelemetry import trace
+
 from services.chassis import call as calls
 from services.chassis.call import Call
 from services.chassis.errors import (
@@ -22,9 +24,12 @@ from services.router.pipeline import Pipeline
 from services.router.records import candidate_ref
 from services.router.steps import CatalogView
 from services.router.streams import Streams
+from twinpath import telemetry as names
 from twinpath.inference import tensors
 from twinpath.inference.v1 import tensor_pb2
 from twinpath.router.v1 import router_pb2, router_pb2_grpc
+
+_tracer = trace.get_tracer(__name__)
 
 
 class RouterServicer(router_pb2_grpc.RouterServicer):
@@ -68,7 +73,9 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
 
     async def _item(self, item: router_pb2.BatchItem, call: Call) -> router_pb2.BatchResult:
         try:
-            response = await self._pipeline.decide(item.request, call, item.id)
+            # A span of its own: the attributes of many decisions don't fit on the call's.
+            with _tracer.start_as_current_span(names.SPAN_ITEM):
+                response = await self._pipeline.decide(item.request, call, item.id)
         except ServiceError as error:
             return router_pb2.BatchResult(id=item.id, status=to_status(error))
         return router_pb2.BatchResult(id=item.id, response=response)

@@ -21,7 +21,7 @@ from services.chassis.errors import (
     ServiceError,
     UnavailableError,
 )
-from services.router import records
+from services.router import metrics, records
 from services.router.assemble import assemble, read_request
 from services.router.attempt import Answer
 from services.router.board import Board
@@ -108,7 +108,7 @@ class Steps:
             started_unix_us=self._clock.unix_us(),
             deadline=call.deadline,
             trace_id=telemetry.trace_id(),
-            request_digest=digest_of_request(request),
+            request_digest=digest_of_request(request) if key else b"",
         )
         span = trace.get_current_span()
         span.set_attribute(names.DECISION_ID, decision.id)
@@ -137,7 +137,7 @@ class Steps:
                 "IDEMPOTENCY_KEY_REUSED", "this key was used for another request"
             )
         reply = router_pb2.InferResponse.FromString(stored.payload.reply)
-        reply.repeated = True
+        decision.repeated = reply.repeated = True
         reply.leaf_index = stored.leaf_index
         if not decision.request.include_plan:
             reply.ClearField("plan")
@@ -158,8 +158,9 @@ class Steps:
                     n: v for n, v in decision.fields.items() if task.fields[n].to == "features"
                 },
             )
-            with _tracer.start_as_current_span(names.SPAN_ENRICH):
+            with step_span(_tracer, names.SPAN_ENRICH):
                 vector = await self._features.get(query)
+            metrics.enriched(vector.views, self._clock.unix_us())
         decision.vector = vector
         decision.data_class = max(
             task.data_class_value,
@@ -207,7 +208,7 @@ class Steps:
             decision.facts,
             only_path=_PATHS.get(request.only_path, ""),
             time_left=decision.deadline - self._clock.monotonic(),
-            objective=decision.task.objective.plain(),
+            objective=self._board.objective(decision.task),
             random=self._random,
         )
         return decision.plan
@@ -249,6 +250,7 @@ class Steps:
         assert decision.assembled is not None
         assert decision.plan is not None
         assert answer.candidate is not None
+        decision.answered_by, decision.fallback = answer.candidate, answer.fallback
         reply = router_pb2.InferResponse(
             decision_id=decision.id,
             trace_id=decision.trace_id,
@@ -267,7 +269,7 @@ class Steps:
         if cost is not None:
             reply.cost.CopyFrom(cost)
         if decision.request.include_plan:
-            reply.plan.CopyFrom(records.plan_message(decision.plan))
+            reply.plan.CopyFrom(records.plan_of(decision))
         span = trace.get_current_span()
         span.set_attribute(names.PATH, answer.candidate.path)
         span.set_attribute(names.CANDIDATE, answer.candidate.id)
@@ -279,7 +281,7 @@ class Steps:
     ) -> router_pb2.InferResponse:
         """Make the OUTCOME durable; if another came first, that one is the answer."""
         entry = records.outcome(decision, self._clock.unix_us(), reply, self._code_version)
-        with _tracer.start_as_current_span(names.SPAN_RECORD):
+        with step_span(_tracer, names.SPAN_RECORD):
             result = await self._audit.append(entry)
         if result.HasField("existing"):
             return self.repeated(decision, result.existing)

@@ -103,8 +103,8 @@ class Streams:
         Raises:
             ServiceError: as Infer; and STREAM_CUT, when chunks were given and no end came.
         """
-        with self._admission(request):
-            decision = self._steps.admit(request, call, "")
+        with self._admission(request) as seen:
+            seen.decision = decision = self._steps.admit(request, call, "")
             if not decision.task.streaming:
                 message = f"the task {decision.task.name} does not stream; use Infer"
                 raise FailedPreconditionError("NOT_STREAMING", message)

@@ -82,9 +82,9 @@ def test_a_fallback_and_a_refusal_bring_it_too(rig: Rig, mark: str, value: objec
 
 def test_an_error_below_the_root_brings_it_too(rig: Rig) -> None:
     """An item of a batch, or an attempt that was made good for, is worth a look."""
-    with rig.tracer.start_as_current_span("server"):
-        with rig.tracer.start_as_current_span("item") as item:
-            item.set_status(StatusCode.ERROR)
+    start = rig.tracer.start_as_current_span
+    with start("server"), start("item") as item:
+        item.set_status(StatusCode.ERROR)
     assert rig.names == ["item", "server"]
 
 
