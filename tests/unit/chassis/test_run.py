@@ -55,6 +55,7 @@ async def test_health_follows_the_dependencies_there_and_back(keys: MeshKeys) ->
         AsyncExitStack() as outlives,
         run.started(settings_for(ServiceSettings, keys), build) as running,
     ):
+        assert not await running.health.check()
         channel = await outlives.enter_async_context(client(running.address))
         heard: list[int] = []
 
