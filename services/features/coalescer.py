@@ -51,7 +51,8 @@ class Coalescer:
         self._max_keys = max_keys
         self._max_flights = max_flights
         self._waiting: deque[_Waiting] = deque()
-        self._flights: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._flying = 0
 
     async def read(self, reads: Sequence[Read]) -> list[list[Row]]:
         """Return the rows of each read, from a round trip shared with others.
@@ -61,13 +62,22 @@ class Coalescer:
         """
         answer: asyncio.Future[list[list[Row]]] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(reads, sum(len(r.keys) for r in reads), answer))
-        if len(self._flights) < self._max_flights:
+        if self._flying < self._max_flights:
+            self._flying += 1
             task = asyncio.create_task(self._fly(), context=contextvars.Context())
-            self._flights.add(task)
-            task.add_done_callback(self._flights.discard)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         return await answer
 
     async def _fly(self) -> None:
+        try:
+            await self._fly_on()
+        finally:
+            # Here, not in a callback of the task: that comes after the callers that were
+            # answered run again, and their next read would wait for a flight that is over.
+            self._flying -= 1
+
+    async def _fly_on(self) -> None:
         while boarded := self._board():
             try:
                 rows = await self._fetch([read for item in boarded for read in item.reads])
@@ -97,7 +107,7 @@ class Coalescer:
 
     async def close(self) -> None:
         """Stop; whoever still waits gets a CancelledError."""
-        flights = list(self._flights)
+        flights = list(self._tasks)
         for task in flights:
             task.cancel()
         await asyncio.gather(*flights, return_exceptions=True)

@@ -6,12 +6,12 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from prometheus_client import Gauge
 
 from services.chassis import errors
-from services.features.definitions import FeatureService, PushSource, Registry
+from services.features.definitions import DataClass, FeatureService, PushSource, Registry
 from services.features.keys import Group, Slice, group_reads
 from twinpath.features.v1 import features_pb2
 
@@ -32,12 +32,20 @@ class Loader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A feature service with its Redis commands and the parts of answers that never change."""
+    """A feature service with its Redis commands, and the parts of answers that never change.
+
+    `template` is an answer without rows.
+    """
 
     service: FeatureService
     groups: tuple[Group, ...]
     slices: tuple[Slice, ...]
-    lineage: features_pb2.FeatureLineage
+    template: features_pb2.GetFeaturesResponse
+
+    @property
+    def lineage(self) -> features_pb2.FeatureLineage:
+        """The lineage of the feature service."""
+        return self.template.lineage
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +113,23 @@ def prepare(registry: Registry) -> InForce:
             registry_version=registry.version,
             views=[features_pb2.ViewVersion(view=v, version_hash=h) for v, h in service.versions],
         )
-        services[name] = Prepared(service, groups, slices, lineage)
+        template = features_pb2.GetFeaturesResponse(lineage=lineage)
+        template.data_class = wire(service.data_class)
+        for output in service.outputs:
+            column = template.columns.add(
+                view=output.view,
+                feature=output.field.name,
+                data_class=wire(output.tags.data_class),
+                pii=output.tags.pii,
+            )
+            column.values.name = f"{output.view}__{output.field.name}"
+        services[name] = Prepared(service, groups, slices, template)
     return InForce(registry, services, broken)
+
+
+def wire(data_class: DataClass) -> Any:
+    """Return the contract's enum value; its type exists in stubs only."""
+    return int(data_class)
 
 
 class Live:

@@ -13,10 +13,10 @@ from services.chassis import call as calls
 from services.chassis import errors, telemetry
 from services.chassis.clock import Clock
 from services.features.coalescer import Coalescer, Read, Row
-from services.features.definitions import DataClass, FeatureService, Output
+from services.features.definitions import FeatureService, Output
 from services.features.inputs import Inputs, Violation, read_columns
 from services.features.online import OnlineStore
-from services.features.prepared import Live, Prepared
+from services.features.prepared import Live, Prepared, wire
 from services.features.push import Pusher
 from services.features.vectors import Codec, Vectors
 from twinpath.features.v1 import features_pb2, features_pb2_grpc
@@ -95,8 +95,8 @@ class FeaturesServicer(features_pb2_grpc.FeaturesServicer):
                 work()
             else:
                 await asyncio.to_thread(work)
-        response = features_pb2.GetFeaturesResponse(data_class=_wire(prepared.service.data_class))
-        response.lineage.CopyFrom(prepared.lineage)
+        response = features_pb2.GetFeaturesResponse()
+        response.CopyFrom(prepared.template)
         vectors.write(response, places, total)
         for number, fault in vectors.faults.items():
             faults[number if places is None else places[number]] = fault
@@ -247,7 +247,7 @@ def _describe(prepared: Prepared) -> features_pb2.FeatureServiceDescription:
         ],
         features=[_describe_feature(output) for output in service.outputs],
         views=prepared.lineage.views,
-        data_class=_wire(service.data_class),
+        data_class=wire(service.data_class),
     )
 
 
@@ -257,11 +257,6 @@ def _describe_feature(output: Output) -> features_pb2.FeatureDescription:
         feature=output.field.name,
         value_type=output.field.value_type,
         ttl_seconds=output.ttl_us // 1_000_000,
-        data_class=_wire(output.tags.data_class),
+        data_class=wire(output.tags.data_class),
         pii=output.tags.pii,
     )
-
-
-def _wire(data_class: DataClass) -> Any:
-    """Return the contract's enum value; its type exists in stubs only."""
-    return int(data_class)

@@ -22,6 +22,7 @@ Parse = Callable[[bytes], tuple[str, Any]]
 Nulls = list[bool]
 
 _NAT = -(2**63)
+_SHORT = 8  # values up to which numpy costs more than it saves
 _MAX_S = (2**63 - 1) // 1_000_000
 _DOUBLE = struct.Struct("<xd").unpack
 _FLOAT = struct.Struct("<xf").unpack
@@ -120,6 +121,12 @@ def fill(column: Any, value_type: str, raw: Sequence[Raw], parse: Parse) -> dict
 
 def _fill_fixed(column: Any, value_type: str, raw: Sequence[Raw]) -> bool:
     tag, size, array = _FIXED[value_type]
+    if len(raw) <= _SHORT:
+        if not all(len(v) == size and v[0] == tag for v in raw if v):
+            return False
+        unpack = _DOUBLE if size == 9 else _FLOAT
+        getattr(column, array).values.extend([unpack(v)[0] if v else 0.0 for v in raw])
+        return True
     zero = bytes([tag]) + bytes(size - 1)
     values = [value or zero for value in raw]
     if set(map(len, values)) != {size}:

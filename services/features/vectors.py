@@ -198,21 +198,15 @@ class Vectors:
         )
 
     def write(self, response: Any, places: Sequence[int] | None, total: int) -> None:
-        """Add the columns to a response.
+        """Fill in the columns of a response.
 
         Args:
-            response: The GetFeaturesResponse.
+            response: A copy of the feature service's template.
             places: Where each row stands in the answer; None: the rows are the answer.
             total: How many rows the answer has.
         """
-        for output in self.prepared.service.outputs:
-            column = response.columns.add(
-                view=output.view,
-                feature=output.field.name,
-                data_class=int(output.tags.data_class),
-                pii=output.tags.pii,
-            )
-            column.values.name = f"{output.view}__{output.field.name}"
+        outputs = self.prepared.service.outputs
+        for column, output in zip(response.columns, outputs, strict=True):
             if output.stored is not None:
                 statuses, events = self._stored(column, output, output.stored, places, total)
             else:
