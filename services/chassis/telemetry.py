@@ -60,11 +60,11 @@ _NO_SPAN: AbstractContextManager[trace.Span] = nullcontext(trace.INVALID_SPAN)
 
 
 def step_span(tracer: trace.Tracer, name: str) -> AbstractContextManager[trace.Span]:
-    """Return a span for a step of a call; nothing where the call itself is not recorded.
+    """Return a span for a step of a call; nothing where the call itself is not sampled.
 
     A span that nobody records still costs 25 us of CPU, several times for each decision.
     """
-    if not trace.get_current_span().is_recording():
+    if not trace.get_current_span().get_span_context().trace_flags.sampled:
         return _NO_SPAN
     return tracer.start_as_current_span(name)
 

@@ -46,17 +46,22 @@ def trace(
     ] = "",
 ) -> None:
     """Show a trace of the running mesh as a tree."""
+    from services.cli.tracing.jaeger import JaegerTraces  # noqa: PLC0415 - as above
     from services.cli.tracing.query import Traces, TracesGoneError  # noqa: PLC0415 - as above
     from services.cli.tracing.tree import tree  # noqa: PLC0415
     from twinpath.telemetry import DECISION_ID  # noqa: PLC0415
 
     try:
         mesh = connect()
-        if mesh.description is None or not mesh.description.traces_url:
+        traces: Traces | JaegerTraces | None = None
+        if mesh.description is not None and "jaeger" in mesh.description.urls:
+            traces = JaegerTraces(mesh.description.urls["jaeger"])
+        elif mesh.description is not None and mesh.description.traces_url:
+            traces = Traces(mesh.description.traces_url)
+        if traces is None:
             endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "another collector")
             console.show_problem("no traces here", f"Spans go to {endpoint}: look there.")
             raise SystemExit(1)
-        traces = Traces(mesh.description.traces_url)
         newest = traces.newest(1, DECISION_ID)
         chosen = trace_id or (newest[0] if newest else "")
         spans = traces.spans(chosen) if chosen else []
@@ -90,12 +95,13 @@ def run_until_signal(work: Coroutine[Any, Any, int]) -> int:
 
 
 async def _up() -> int:
-    from services.cli.launcher.layout import laptop  # noqa: PLC0415 - a second
+    from services.cli.embedded import jaeger  # noqa: PLC0415 - a second
+    from services.cli.launcher.layout import laptop  # noqa: PLC0415 - the same
     from services.cli.launcher.mesh import Mesh, MeshOptions  # noqa: PLC0415 - the same
     from services.cli.steps import Steps  # noqa: PLC0415
     from services.cli.welcome import welcome  # noqa: PLC0415
 
-    options = MeshOptions(laptop(home(), os.environ), fixed_ports=True)
+    options = MeshOptions(laptop(home(), os.environ), fixed_ports=True, jaeger=jaeger.binary())
     with Steps(console.out) as steps:
         mesh = Mesh(options, steps)
         failure = await start_or_explain(mesh)

@@ -58,7 +58,11 @@ def _listens(mesh: Mesh) -> Table:
         ("features-store", wiring.features_url, "", "Redis protocol, for Feast"),
         ("stand-in vendor", wiring.standin_url, "", f"no real vendor; admin {mesh.standin_admin}"),
     ]
-    if mesh.collector is not None:
+    if mesh.jaeger is not None:
+        rows.append(
+            ("traces", mesh.jaeger.endpoint, "", f"Jaeger; its query API: {mesh.jaeger.url}")
+        )
+    elif mesh.collector is not None:
         rows.append(("traces", mesh.collector.endpoint, "", "OTLP; see `twinpath trace`"))
     else:
         rows.append(("traces", wiring.otlp_endpoint, "", "OTLP, your collector"))

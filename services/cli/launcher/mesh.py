@@ -7,11 +7,13 @@ import os
 import sys
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from services.cli import description
 from services.cli.description import MeshDescription, MeshNotRunningError
+from services.cli.embedded.jaeger import Jaeger
 from services.cli.embedded.ports import LOOPBACK
 from services.cli.embedded.process import ManagedProcess, ProcessSpec
 from services.cli.embedded.triton import Triton, TritonOptions
@@ -36,6 +38,7 @@ class MeshOptions:
         layout: Its folders.
         fixed_ports: Take the ports of `ports.FIXED` where they are free.
         tracing: Collect spans, or send them on if the environment names a collector.
+        jaeger: Jaeger's binary: it takes the spans, unless the environment names a collector.
         standin_latency_ms: What the stand-in vendor adds before every answer.
         standin_jitter_ms: At random on top of it.
         extra: Further environment variables by service, or for all `services`; they win.
@@ -45,6 +48,7 @@ class MeshOptions:
     layout: Layout
     fixed_ports: bool = False
     tracing: bool = True
+    jaeger: Path | None = None
     standin_latency_ms: float = 30.0
     standin_jitter_ms: float = 10.0
     extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -63,6 +67,7 @@ class Mesh:
         self.options = options
         self.layout = options.layout
         self.collector: Collector | None = None
+        self.jaeger: Jaeger | None = None
         self.processes: dict[str, ManagedProcess] = {}
         self._progress = progress or Silent()
         self._ports: dict[str, int] = {}
@@ -110,8 +115,9 @@ class Mesh:
         self.processes = self._make_processes()
         # The store has to answer before features go in. All else may start meanwhile: a service
         # whose dependency is not there yet waits for it, NOT_SERVING. The router comes last.
-        await self._start_all([name for name in ("features-store",) if name in self.processes])
-        rest = [name for name in self.processes if name not in ("features-store", "router")]
+        first = ("jaeger", "features-store")
+        await self._start_all([name for name in first if name in self.processes])
+        rest = [name for name in self.processes if name not in (*first, "router")]
         await together(self._start_all(rest), self.fill_store())
         await self._start_all(["router"])
         self._describe()
@@ -189,7 +195,17 @@ class Mesh:
 
     def _start_collector(self) -> None:
         environment = self.options.environment
-        if self.options.tracing and not environment.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        if not self.options.tracing or environment.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+            return
+        if self.options.jaeger is not None:
+            prefix = "jaeger-"
+            own = {
+                name.removeprefix(prefix).replace("-", "_"): port
+                for name, port in self._ports.items()
+                if name.startswith(prefix)
+            }
+            self.jaeger = Jaeger(self.options.jaeger, self.layout.logs, own)
+        else:
             self.collector = Collector(
                 self._ports["collector"], self._ports["collector-http"]
             ).start()
@@ -198,7 +214,9 @@ class Mesh:
         environment, port = self.options.environment, self._ports
         features_url = environment.get("TWINPATH_FEATURES_URL") or _redis(port["features-store"])
         endpoint = environment.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
-        if self.collector is not None:
+        if self.jaeger is not None:
+            endpoint = self.jaeger.endpoint
+        elif self.collector is not None:
             endpoint = self.collector.endpoint
         standin = {
             "TWINPATH_STANDIN_LATENCY_MS": str(self.options.standin_latency_ms),
@@ -229,6 +247,8 @@ class Mesh:
         """Every process in the order of its start; none is started yet."""
         environment, layout = self.options.environment, self.layout
         found: dict[str, ManagedProcess] = {}
+        if self.jaeger is not None:  # first up, last down: it hears of all that happens between
+            found["jaeger"] = self.jaeger
         if not environment.get("TWINPATH_STATE_URL"):
             found["state"] = Valkey("state", layout.state, self._ports["state"])
         if not environment.get("TWINPATH_FEATURES_URL"):
@@ -246,7 +266,9 @@ class Mesh:
     def _triton_options(self) -> TritonOptions:
         layout, port = self.layout, self._ports
         traces = ""
-        if self.collector is not None:
+        if self.jaeger is not None:
+            traces = self.jaeger.otlp_http
+        elif self.collector is not None:
             traces = self.collector.url
         elif self.options.tracing:
             traces = otlp_http(self.options.environment)
@@ -289,6 +311,8 @@ class Mesh:
             "features-store": wiring.features_url,
             "standin": wiring.standin_url,
         }
+        if self.jaeger is not None:
+            urls["jaeger"] = self.jaeger.url
         if isinstance(triton, Triton):
             urls["triton-http"] = triton.http_url
             urls["triton-metrics"] = triton.metrics_url

@@ -26,6 +26,12 @@ FIXED: Mapping[str, int] = MappingProxyType(
         "standin-admin": 7081,
         "collector": 7082,
         "collector-http": 7083,
+        # Jaeger's own, where it is built.
+        "jaeger-otlp": 4317,
+        "jaeger-otlp-http": 4318,
+        "jaeger-query": 16686,
+        "jaeger-query-grpc": 16685,
+        "jaeger-health": 13133,
         "router-metrics": 7090,
         "features-metrics": 7091,
         "local-metrics": 7092,
