@@ -36,6 +36,7 @@ EXPECTED: dict[str, set[str]] = {
     f"{ROUTER}/Explain": {"role:caller", "role:operator", "role:auditor"},
     f"{ROUTER}/Describe": {"role:caller", "role:operator", "role:auditor"},
     f"{ROUTER}/OverridePath": {"role:operator"},
+    f"{ROUTER}/Replay": {"role:auditor"},
     f"{FEATURES}/GetFeatures": {"service:router", "role:operator"},
     f"{FEATURES}/Describe": {"service:router", "role:operator"},
     f"{FEATURES}/Push": {"role:feature_writer"},
@@ -50,6 +51,7 @@ EXPECTED: dict[str, set[str]] = {
     f"{AUDIT}/Checkpoint": {"service:router", "role:auditor"},
     f"{AUDIT}/Export": {"role:auditor"},
     f"{AUDIT}/Erase": {"role:privacy_officer"},
+    f"{AUDIT}/Retain": {"role:privacy_officer"},
 }
 OPEN = {
     "/grpc.health.v1.Health/Check",

@@ -51,14 +51,16 @@ class Subject(_message.Message):
     def __init__(self, entity: _Optional[_Mapping[str, _value_pb2.Value]] = ..., tenant: _Optional[str] = ..., entity_type: _Optional[str] = ...) -> None: ...
 
 class Payload(_message.Message):
-    __slots__ = ("model_input", "reply", "request_digest")
+    __slots__ = ("model_input", "reply", "request_digest", "request")
     MODEL_INPUT_FIELD_NUMBER: _ClassVar[int]
     REPLY_FIELD_NUMBER: _ClassVar[int]
     REQUEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
     model_input: bytes
     reply: bytes
     request_digest: bytes
-    def __init__(self, model_input: _Optional[bytes] = ..., reply: _Optional[bytes] = ..., request_digest: _Optional[bytes] = ...) -> None: ...
+    request: bytes
+    def __init__(self, model_input: _Optional[bytes] = ..., reply: _Optional[bytes] = ..., request_digest: _Optional[bytes] = ..., request: _Optional[bytes] = ...) -> None: ...
 
 class AppendResponse(_message.Message):
     __slots__ = ("results",)
@@ -253,3 +255,35 @@ class EraseResponse(_message.Message):
     records: int
     not_reached: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, erasure_id: _Optional[str] = ..., leaf_index: _Optional[int] = ..., records: _Optional[int] = ..., not_reached: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RetainRequest(_message.Message):
+    __slots__ = ("dry_run",)
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    dry_run: bool
+    def __init__(self, dry_run: _Optional[bool] = ...) -> None: ...
+
+class RetainResponse(_message.Message):
+    __slots__ = ("tasks", "keys_replaced", "waiting", "event_id", "leaf_index")
+    TASKS_FIELD_NUMBER: _ClassVar[int]
+    KEYS_REPLACED_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    EVENT_ID_FIELD_NUMBER: _ClassVar[int]
+    LEAF_INDEX_FIELD_NUMBER: _ClassVar[int]
+    tasks: _containers.RepeatedCompositeFieldContainer[TaskRetention]
+    keys_replaced: int
+    waiting: int
+    event_id: str
+    leaf_index: int
+    def __init__(self, tasks: _Optional[_Iterable[_Union[TaskRetention, _Mapping]]] = ..., keys_replaced: _Optional[int] = ..., waiting: _Optional[int] = ..., event_id: _Optional[str] = ..., leaf_index: _Optional[int] = ...) -> None: ...
+
+class TaskRetention(_message.Message):
+    __slots__ = ("task", "retention_days", "expired", "kept")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    RETENTION_DAYS_FIELD_NUMBER: _ClassVar[int]
+    EXPIRED_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    task: str
+    retention_days: int
+    expired: int
+    kept: int
+    def __init__(self, task: _Optional[str] = ..., retention_days: _Optional[int] = ..., expired: _Optional[int] = ..., kept: _Optional[int] = ...) -> None: ...

@@ -75,6 +75,11 @@ class AuditStub:
                 request_serializer=twinpath_dot_audit_dot_v1_dot_audit__pb2.EraseRequest.SerializeToString,
                 response_deserializer=twinpath_dot_audit_dot_v1_dot_audit__pb2.EraseResponse.FromString,
                 _registered_method=True)
+        self.Retain = channel.unary_unary(
+                '/twinpath.audit.v1.Audit/Retain',
+                request_serializer=twinpath_dot_audit_dot_v1_dot_audit__pb2.RetainRequest.SerializeToString,
+                response_deserializer=twinpath_dot_audit_dot_v1_dot_audit__pb2.RetainResponse.FromString,
+                _registered_method=True)
 
 
 class AuditServicer:
@@ -138,6 +143,15 @@ class AuditServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Retain(self, request, context):
+        """Retain removes payloads that are past their task's retention, and the payload keys of
+        subjects who have no other payload. Records and tree stay; the log verifies as before. The
+        service does so by itself once a day; each run that removes something is recorded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuditServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -180,6 +194,11 @@ def add_AuditServicer_to_server(servicer, server):
                     servicer.Erase,
                     request_deserializer=twinpath_dot_audit_dot_v1_dot_audit__pb2.EraseRequest.FromString,
                     response_serializer=twinpath_dot_audit_dot_v1_dot_audit__pb2.EraseResponse.SerializeToString,
+            ),
+            'Retain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Retain,
+                    request_deserializer=twinpath_dot_audit_dot_v1_dot_audit__pb2.RetainRequest.FromString,
+                    response_serializer=twinpath_dot_audit_dot_v1_dot_audit__pb2.RetainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -399,6 +418,33 @@ class Audit:
             '/twinpath.audit.v1.Audit/Erase',
             twinpath_dot_audit_dot_v1_dot_audit__pb2.EraseRequest.SerializeToString,
             twinpath_dot_audit_dot_v1_dot_audit__pb2.EraseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Retain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinpath.audit.v1.Audit/Retain',
+            twinpath_dot_audit_dot_v1_dot_audit__pb2.RetainRequest.SerializeToString,
+            twinpath_dot_audit_dot_v1_dot_audit__pb2.RetainResponse.FromString,
             options,
             channel_credentials,
             insecure,

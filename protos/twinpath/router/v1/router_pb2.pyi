@@ -6,12 +6,26 @@ from twinpath.common.v1 import value_pb2 as _value_pb2
 from twinpath.inference.v1 import inference_pb2 as _inference_pb2
 from twinpath.inference.v1 import tensor_pb2 as _tensor_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class ReplayPath(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REPLAY_PATH_UNSPECIFIED: _ClassVar[ReplayPath]
+    REPLAY_PATH_RECORDED: _ClassVar[ReplayPath]
+    REPLAY_PATH_OTHER: _ClassVar[ReplayPath]
+    REPLAY_PATH_LOCAL: _ClassVar[ReplayPath]
+    REPLAY_PATH_REMOTE: _ClassVar[ReplayPath]
+REPLAY_PATH_UNSPECIFIED: ReplayPath
+REPLAY_PATH_RECORDED: ReplayPath
+REPLAY_PATH_OTHER: ReplayPath
+REPLAY_PATH_LOCAL: ReplayPath
+REPLAY_PATH_REMOTE: ReplayPath
 
 class InferRequest(_message.Message):
     __slots__ = ("task", "entity", "fields", "idempotency_key", "purpose", "data_class", "priority", "only_path", "residency", "consents", "include_plan")
@@ -208,3 +222,69 @@ class OverridePathResponse(_message.Message):
     drained: _containers.RepeatedScalarFieldContainer[_context_pb2.Path]
     leaf_index: int
     def __init__(self, drained: _Optional[_Iterable[_Union[_context_pb2.Path, str]]] = ..., leaf_index: _Optional[int] = ...) -> None: ...
+
+class Tolerance(_message.Message):
+    __slots__ = ("absolute", "relative")
+    ABSOLUTE_FIELD_NUMBER: _ClassVar[int]
+    RELATIVE_FIELD_NUMBER: _ClassVar[int]
+    absolute: float
+    relative: float
+    def __init__(self, absolute: _Optional[float] = ..., relative: _Optional[float] = ...) -> None: ...
+
+class ReplayRequest(_message.Message):
+    __slots__ = ("decision_id", "path", "tolerance")
+    DECISION_ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    decision_id: str
+    path: ReplayPath
+    tolerance: Tolerance
+    def __init__(self, decision_id: _Optional[str] = ..., path: _Optional[_Union[ReplayPath, str]] = ..., tolerance: _Optional[_Union[Tolerance, _Mapping]] = ...) -> None: ...
+
+class ReplayResponse(_message.Message):
+    __slots__ = ("decision_id", "replay_of", "agrees", "outputs", "same_input", "recorded_by", "replayed_by", "changes", "attempts", "plan", "leaf_index", "trace_id")
+    DECISION_ID_FIELD_NUMBER: _ClassVar[int]
+    REPLAY_OF_FIELD_NUMBER: _ClassVar[int]
+    AGREES_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    SAME_INPUT_FIELD_NUMBER: _ClassVar[int]
+    RECORDED_BY_FIELD_NUMBER: _ClassVar[int]
+    REPLAYED_BY_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    LEAF_INDEX_FIELD_NUMBER: _ClassVar[int]
+    TRACE_ID_FIELD_NUMBER: _ClassVar[int]
+    decision_id: str
+    replay_of: str
+    agrees: bool
+    outputs: _containers.RepeatedCompositeFieldContainer[OutputAgreement]
+    same_input: bool
+    recorded_by: _decision_pb2.CandidateRef
+    replayed_by: _decision_pb2.CandidateRef
+    changes: _containers.RepeatedScalarFieldContainer[str]
+    attempts: _containers.RepeatedCompositeFieldContainer[_decision_pb2.Attempt]
+    plan: _decision_pb2.Plan
+    leaf_index: int
+    trace_id: str
+    def __init__(self, decision_id: _Optional[str] = ..., replay_of: _Optional[str] = ..., agrees: _Optional[bool] = ..., outputs: _Optional[_Iterable[_Union[OutputAgreement, _Mapping]]] = ..., same_input: _Optional[bool] = ..., recorded_by: _Optional[_Union[_decision_pb2.CandidateRef, _Mapping]] = ..., replayed_by: _Optional[_Union[_decision_pb2.CandidateRef, _Mapping]] = ..., changes: _Optional[_Iterable[str]] = ..., attempts: _Optional[_Iterable[_Union[_decision_pb2.Attempt, _Mapping]]] = ..., plan: _Optional[_Union[_decision_pb2.Plan, _Mapping]] = ..., leaf_index: _Optional[int] = ..., trace_id: _Optional[str] = ...) -> None: ...
+
+class OutputAgreement(_message.Message):
+    __slots__ = ("name", "agrees", "elements", "differing", "max_absolute", "max_relative", "tolerance", "problem")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    AGREES_FIELD_NUMBER: _ClassVar[int]
+    ELEMENTS_FIELD_NUMBER: _ClassVar[int]
+    DIFFERING_FIELD_NUMBER: _ClassVar[int]
+    MAX_ABSOLUTE_FIELD_NUMBER: _ClassVar[int]
+    MAX_RELATIVE_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    agrees: bool
+    elements: int
+    differing: int
+    max_absolute: float
+    max_relative: float
+    tolerance: Tolerance
+    problem: str
+    def __init__(self, name: _Optional[str] = ..., agrees: _Optional[bool] = ..., elements: _Optional[int] = ..., differing: _Optional[int] = ..., max_absolute: _Optional[float] = ..., max_relative: _Optional[float] = ..., tolerance: _Optional[_Union[Tolerance, _Mapping]] = ..., problem: _Optional[str] = ...) -> None: ...

@@ -65,6 +65,11 @@ class RouterStub:
                 request_serializer=twinpath_dot_router_dot_v1_dot_router__pb2.OverridePathRequest.SerializeToString,
                 response_deserializer=twinpath_dot_router_dot_v1_dot_router__pb2.OverridePathResponse.FromString,
                 _registered_method=True)
+        self.Replay = channel.unary_unary(
+                '/twinpath.router.v1.Router/Replay',
+                request_serializer=twinpath_dot_router_dot_v1_dot_router__pb2.ReplayRequest.SerializeToString,
+                response_deserializer=twinpath_dot_router_dot_v1_dot_router__pb2.ReplayResponse.FromString,
+                _registered_method=True)
 
 
 class RouterServicer:
@@ -116,6 +121,17 @@ class RouterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Replay(self, request, context):
+        """Replay makes a recorded decision's model run again, on the model input that was recorded, and
+        says whether the outputs agree within the task's tolerance. Policy as it is now holds, with
+        the data class that counted then at least. It leaves an INTENT and an OUTCOME of its own,
+        which name the decision that they replay, and changes nothing else. An erased subject, or a
+        payload past its retention, is FAILED_PRECONDITION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -148,6 +164,11 @@ def add_RouterServicer_to_server(servicer, server):
                     servicer.OverridePath,
                     request_deserializer=twinpath_dot_router_dot_v1_dot_router__pb2.OverridePathRequest.FromString,
                     response_serializer=twinpath_dot_router_dot_v1_dot_router__pb2.OverridePathResponse.SerializeToString,
+            ),
+            'Replay': grpc.unary_unary_rpc_method_handler(
+                    servicer.Replay,
+                    request_deserializer=twinpath_dot_router_dot_v1_dot_router__pb2.ReplayRequest.FromString,
+                    response_serializer=twinpath_dot_router_dot_v1_dot_router__pb2.ReplayResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -313,6 +334,33 @@ class Router:
             '/twinpath.router.v1.Router/OverridePath',
             twinpath_dot_router_dot_v1_dot_router__pb2.OverridePathRequest.SerializeToString,
             twinpath_dot_router_dot_v1_dot_router__pb2.OverridePathResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Replay(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinpath.router.v1.Router/Replay',
+            twinpath_dot_router_dot_v1_dot_router__pb2.ReplayRequest.SerializeToString,
+            twinpath_dot_router_dot_v1_dot_router__pb2.ReplayResponse.FromString,
             options,
             channel_credentials,
             insecure,
