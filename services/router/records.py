@@ -70,8 +70,18 @@ def plan_message(plan: Plan) -> decision_pb2.Plan:
     return message
 
 
+def plan_of(decision: Decision) -> decision_pb2.Plan:
+    """Return a decision's plan. Made once for each decision; don't change it."""
+    assert decision.plan is not None
+    if decision.plan_message is None:
+        decision.plan_message = plan_message(decision.plan)
+    return decision.plan_message
+
+
 def lineage_message(decision: Decision, code_version: str) -> decision_pb2.Lineage:
-    """Return where a decision comes from."""
+    """Return where a decision comes from. Made once for each decision; don't change it."""
+    if decision.lineage is not None:
+        return decision.lineage
     vector = decision.vector
     lineage = decision_pb2.Lineage(
         feature_service=vector.feature_service if vector else "",
@@ -83,6 +93,7 @@ def lineage_message(decision: Decision, code_version: str) -> decision_pb2.Linea
     if vector is not None:
         for view, version, event_time in vector.views:
             lineage.views.add(view=view, version_hash=version, event_time_unix_us=event_time)
+    decision.lineage = lineage
     return lineage
 
 
@@ -119,7 +130,7 @@ def _record(
         catalog_stale=decision.catalog_stale,
     )
     if decision.plan is not None:
-        record.plan.CopyFrom(plan_message(decision.plan))
+        record.plan.CopyFrom(plan_of(decision))
     if decision.assembled is not None:
         record.feature_handling.extend(decision.assembled.handling)
     return record
@@ -185,5 +196,6 @@ def outcome(
     entry.output_digest = digest.digest(ordered)
     entry.payload.model_input = decision.assembled.model_input.SerializeToString()
     entry.payload.reply = reply.SerializeToString()
-    entry.payload.request_digest = decision.request_digest
+    if decision.request_digest:
+        entry.payload.request_digest = decision.request_digest
     return entry

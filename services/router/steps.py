@@ -21,6 +21,7 @@ from services.chassis.errors import (
     ServiceError,
     UnavailableError,
 )
+from services.chassis.telemetry import step_span
 from services.router import metrics, records
 from services.router.assemble import assemble, read_request
 from services.router.attempt import Answer

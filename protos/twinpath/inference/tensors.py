@@ -202,11 +202,26 @@ def _raw_of_contents(tensor: tensor_pb2.Tensor, field: str) -> bytes:
         raise TensorError(f"{field}.contents.{name}", f"a value does not fit {kind}") from None
 
 
+# The bytes of -0.0; where they don't occur at all, at whatever place, there is no -0.0.
+_NEGATIVE_ZERO = {FP32: b"\x00\x00\x00\x80", FP64: b"\x00\x00\x00\x00\x00\x00\x00\x80"}
+
+
+def _is_clean(datatype: int, raw: bytes) -> bool:
+    """Tell quickly that contents need no normalization; False only means to look closely."""
+    zero = _NEGATIVE_ZERO.get(datatype)
+    if zero is None or zero in raw:
+        return False
+    total = np.add.reduce(np.frombuffer(raw, dtype=_DTYPES[datatype]))
+    return bool(total - total == 0.0)  # neither NaN nor infinite: then no element is a NaN
+
+
 def _normalized_raw(datatype: int, raw: bytes) -> bytes:
     """Return raw contents with one NaN, no -0.0, and BOOL as 00 or 01."""
     if datatype == BOOL:
         return (np.frombuffer(raw, dtype=np.uint8) != 0).tobytes()
     if datatype not in _NAN_BITS:
+        return raw
+    if _is_clean(datatype, raw):
         return raw
     bits = np.frombuffer(raw, dtype=_UINT_OF[_DTYPES[datatype].itemsize])
     sign = bits.dtype.type(1 << (bits.dtype.itemsize * 8 - 1))
