@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -89,6 +90,30 @@ def list_(as_json: Json = False) -> None:
     from services.cli import feature_table  # noqa: PLC0415 - not for `--help`
 
     console.out.print(feature_table.services(answer))
+
+
+@app.command()
+def lineage(
+    view: Annotated[str, typer.Argument(help="A feature view or on-demand feature view.")],
+    repo: Annotated[
+        Path, typer.Option(envvar="TWINPATH_FEATURES_REPO", help="Folder of the Feast repo.")
+    ] = Path("feature_repo"),
+    catalog: Annotated[
+        Path, typer.Option(envvar="TWINPATH_CATALOG", help="Folder of the catalog.")
+    ] = Path("deploy/catalog"),
+) -> None:
+    """Show a view's way from its sources to the models that it feeds.
+
+    Reads the Feast registry and the catalog's files; needs no running mesh.
+    """
+    from services.cli import feature_lineage  # noqa: PLC0415 - imports Feast: seconds
+
+    try:
+        tree = feature_lineage.trace(view, repo, catalog)
+    except feature_lineage.LineageError as error:
+        console.show_problem("no lineage", str(error))
+        raise SystemExit(1) from None
+    console.out.print(tree)
 
 
 async def read_vector(

@@ -158,6 +158,16 @@ class PushSource:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a view's values come from: sources in words, and the views that it is made from."""
+
+    view: str
+    version_hash: str
+    sources: tuple[str, ...]
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Registry:
     """All of one registry version. `broken` services can't be served, each with why."""
 
@@ -166,6 +176,7 @@ class Registry:
     services: Mapping[str, FeatureService]
     broken: Mapping[str, str] = field(default_factory=dict)
     push_sources: Mapping[str, PushSource] = field(default_factory=dict)
+    origins: Mapping[str, Origin] = field(default_factory=dict)
 
 
 _CLASSES = {name.name.lower(): name for name in DataClass if name is not DataClass.UNSPECIFIED}

@@ -26,6 +26,7 @@ from services.features.definitions import (
     Input,
     KeyPart,
     OnDemandView,
+    Origin,
     Output,
     PushSource,
     PushView,
@@ -224,7 +225,7 @@ class _Builder:
                 "push": sorted(pushes),
             }
         )
-        return Registry(version, self._project, services, broken, pushes)
+        return Registry(version, self._project, services, broken, pushes, self._origins())
 
     def _service(self, service: Any) -> FeatureService:
         refs, on_demand_views, _, key_types, _, grouped, *_ = utils._get_online_request_context(  # noqa: SLF001
@@ -409,6 +410,18 @@ class _Builder:
             "stream": _source_text(view.stream_source),
         }
 
+    def _origins(self) -> dict[str, Origin]:
+        found = {}
+        for view in self._registry.list_feature_views(self._project, allow_cache=True):
+            sources = [s for s in (view.batch_source, view.stream_source) if s is not None]
+            words = tuple(_words(source) for source in sources)
+            found[view.name] = Origin(view.name, self._hash(view), words, ())
+        for view in self._registry.list_on_demand_feature_views(self._project, allow_cache=True):
+            words = tuple(f"RequestSource {name}" for name in view.source_request_sources)
+            inputs = tuple(p.name for p in view.source_feature_view_projections.values())
+            found[view.name] = Origin(view.name, self._hash(view), words, inputs)
+        return found
+
     def _push_sources(self) -> dict[str, PushSource]:
         found: dict[str, tuple[Any, list[PushView]]] = {}
         for view in self._registry.list_feature_views(self._project, allow_cache=True):
@@ -452,6 +465,11 @@ def _source_text(source: DataSource | None) -> str:
                 part.ClearField(name)
     text: bytes = proto.SerializeToString(deterministic=True)
     return text.hex()
+
+
+def _words(source: DataSource) -> str:
+    place = getattr(source, "path", "") or getattr(source, "table", "")
+    return " ".join(part for part in (type(source).__name__, source.name, str(place)) if part)
 
 
 def _on_arrow(view: OnDemandFeatureView) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
