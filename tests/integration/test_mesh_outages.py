@@ -166,7 +166,7 @@ async def test_a_service_says_not_serving_while_its_dependency_is_away(
     for dependency, service in (
         ("triton", "local"),
         ("features-store", "features"),
-        ("audit", "router"),
+        ("features", "router"),
     ):
         mesh.kill(dependency)
         assert await mesh.serving(service, want=False), f"{service} did not notice {dependency}"
