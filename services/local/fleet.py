@@ -54,6 +54,7 @@ class Fleet:
             raise UnavailableError(_AWAY, "Triton has not described its models yet")
 
     async def _ping(self, replica: Replica[TritonServer]) -> None:
+        was_up = replica.up
         try:
             live = await replica.server.live(self._ping_timeout)
         except TritonError as error:
@@ -63,6 +64,8 @@ class Fleet:
                 replica.answered()
             else:
                 replica.silent(refused=True)
+        if was_up and not replica.up:
+            replica.server.drop()  # whoever waits for it may still have time to go elsewhere
         metrics.REPLICA_UP.labels(replica.url).set(1 if replica.up else 0)
 
     async def watch(self) -> None:

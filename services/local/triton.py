@@ -6,7 +6,9 @@ would copy each tensor twice more and cost about as much as the call itself.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,10 +81,21 @@ class TritonServer:
         ]
         self._channel = grpc.aio.insecure_channel(url, options=options)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._working: set[Any] = set()  # calls of models that are under way
+        self._dropped: set[Any] = set()
 
     async def close(self) -> None:
         """Close the connection; calls in flight are cancelled."""
         await self._channel.close()
+
+    def drop(self) -> None:
+        """End the calls of models that are under way, as if the server had gone.
+
+        For a server that hangs: its connection stands, and nothing comes.
+        """
+        self._dropped |= self._working
+        for call in list(self._working):
+            call.cancel()
 
     async def live(self, timeout: float) -> bool:
         """Ask whether the server runs; false while it starts or stops. Says nothing of models."""
@@ -118,10 +131,9 @@ class TritonServer:
     async def infer(self, ask: Ask, timeout: float, metadata: Metadata = ()) -> Answer:
         """Run a model once."""
         request = _request(ask)
-        reply = await self._call(
-            self._stub.ModelInfer, request, timeout, metadata, ask.spec.name, ask.spec.version
-        )
-        return _answer(reply, request.ByteSize())
+        method = self._stub.ModelInfer
+        with self._work(ask.spec, method, request, timeout, metadata) as call:
+            return _answer(await call, request.ByteSize())
 
     async def stream(
         self, ask: Ask, timeout: float, metadata: Metadata = ()
@@ -139,23 +151,42 @@ class TritonServer:
         size = request.ByteSize()
         # Not with Triton's `triton_grpc_error` header: the server dies (2.51) when a model sends
         # anything after its error.
-        call = self._stub.ModelStreamInfer(_once(request), timeout=timeout, metadata=metadata)
-        try:
+        method = self._stub.ModelStreamInfer
+        with self._work(ask.spec, method, _once(request), timeout, metadata) as call:
             async for message in call:
                 if message.error_message:
-                    raise translate(
-                        grpc.StatusCode.INTERNAL, message.error_message, model=name, version=version
-                    )
+                    code, text = grpc.StatusCode.INTERNAL, message.error_message
+                    raise translate(code, text, model=name, version=version)
                 reply = message.infer_response
                 if reply.outputs:
                     yield _answer(reply, size)
                 if reply.parameters["triton_final_response"].bool_param:
                     return
-            raise translate(grpc.StatusCode.UNAVAILABLE, "ended early", model=name, version=version)
+        raise translate(grpc.StatusCode.UNAVAILABLE, "ended early", model=name, version=version)
+
+    @contextmanager
+    def _work(
+        self, spec: ModelSpec, method: Any, request: Any, timeout: float, metadata: Metadata
+    ) -> Iterator[Any]:
+        """Give a call, keep it where `drop` finds it, translate its failure, leave it ended."""
+        call = method(request, timeout=timeout, metadata=metadata)
+        self._working.add(call)
+        try:
+            yield call
         except grpc.aio.AioRpcError as error:
-            raise _translated(error, name, version) from error
+            raise _translated(error, spec.name, spec.version) from error
+        except asyncio.CancelledError:
+            if call not in self._dropped:
+                raise  # our own caller went away
+            raise translate(
+                grpc.StatusCode.UNAVAILABLE, "dropped", model=spec.name, version=spec.version
+            ) from None
+        except grpc.aio.UsageError as error:  # the channel is closed: this service is stopping
+            raise translate(grpc.StatusCode.UNAVAILABLE, "") from error
         finally:
-            call.cancel()
+            call.cancel()  # nothing, if it is done
+            self._working.discard(call)
+            self._dropped.discard(call)
 
     async def load(self, name: str, timeout: float) -> None:
         """Load a model, or load it anew, under explicit control."""
@@ -172,14 +203,12 @@ class TritonServer:
         method: Any,
         request: Any,
         timeout: float,
-        metadata: Metadata = (),
         model: str = "",
-        version: str = "",
     ) -> Any:
         try:
-            return await method(request, timeout=timeout, metadata=metadata)
+            return await method(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
-            raise _translated(error, model, version) from error
+            raise _translated(error, model, "") from error
         except grpc.aio.UsageError as error:  # the channel is closed: this service is stopping
             raise translate(grpc.StatusCode.UNAVAILABLE, "") from error
 

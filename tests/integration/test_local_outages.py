@@ -16,7 +16,7 @@ from services.local.faults import TritonError
 from services.local.settings import LocalSettings
 from services.local.triton import TritonServer
 from tests import triton_models
-from tests.local_path import Stub, ask, failure, features, item
+from tests.local_path import Stub, ask, failure, features, item, local
 from tests.support import MeshKeys, client, free_port, settings_for, start_service
 
 pytestmark = pytest.mark.integration
@@ -108,8 +108,29 @@ async def test_a_hanging_triton_holds_nobody_beyond_the_deadline(
         assert await service.health.check()
 
 
-async def test_one_of_two_replicas_dies_under_load(tmp_path: Path, keys: MeshKeys) -> None:
-    """No request fails that had time to go to the other replica."""
+async def test_who_has_time_hears_of_a_hanging_triton_before_it_is_up(
+    tmp_path: Path, keys: MeshKeys
+) -> None:
+    """A request with a minute left is told UNAVAILABLE, so that its caller can go elsewhere."""
+    port = free_port()
+    async with (
+        echo_server(tmp_path, port) as triton,
+        local(keys, f"127.0.0.1:{port}") as stub,
+    ):
+        await until(lambda: answers(stub))
+        triton.signal(signal.SIGSTOP)
+        [result] = await ask(stub, item("echo", features([1]), time_left_s=60), timeout=60)
+        triton.signal(signal.SIGCONT)
+        error = failure(result)
+        assert error.reason == "TRITON_UNAVAILABLE"
+        await until(lambda: answers(stub))
+
+
+@pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
+async def test_one_of_two_replicas_goes_under_load(
+    tmp_path: Path, keys: MeshKeys, fate: signal.Signals
+) -> None:
+    """Killed or hanging: no request fails that had time to go to the other replica."""
     one = echo_server(tmp_path / "one", free_port())
     two = echo_server(tmp_path / "two", free_port())
     async with one, two:
@@ -126,12 +147,14 @@ async def test_one_of_two_replicas_dies_under_load(tmp_path: Path, keys: MeshKey
 
             async def load() -> None:
                 while not stop.is_set():
-                    [result] = await ask(stub, item("echo", features([1]), time_left_s=10))
+                    [result] = await ask(
+                        stub, item("echo", features([1]), time_left_s=30), timeout=40
+                    )
                     codes.append(result.status.code)
 
             callers = [asyncio.create_task(load()) for _ in range(8)]
             await until(lambda: _true(len(codes) > 200))
-            one.signal(signal.SIGKILL)
+            one.signal(fate)
             before = len(codes)
             await until(lambda: _true(len(codes) > before + 200))
             stop.set()
