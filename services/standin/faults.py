@@ -24,6 +24,12 @@ Kind = Literal[
     "error_inside",  # status 200 with an error in the body
     "wrong_outputs",  # status 200 with an output that nobody asked for in place of the real ones
     "version_drift",  # the right answer, from a model version with `version` for a name
+    "last_one",  # the right answer, with headers that allow no more for `retry_after`
+    "refusal",  # a language model says that it won't answer
+    "content_filter",  # the content policy stops the answer
+    "length",  # the length limit cuts the answer
+    "stall",  # the first events of a stream, then silence for `delay_ms`
+    "no_end",  # a stream that ends as if it were whole, before its protocol's end
     "outage",  # connections are refused: the port is closed while this is in force
 ]
 
@@ -39,6 +45,7 @@ class Fault(BaseModel):
     delay_ms: float = Field(default=600_000, ge=0)
     message: str = "the stand-in vendor was told to fail"
     version: str = "999"
+    code: str = ""  # the protocol's own code of an error
 
     @classmethod
     def parse(cls, text: str) -> Self:

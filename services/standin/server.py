@@ -16,11 +16,12 @@ from typing import NoReturn
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from services.standin import oip, spans
+from services.standin import llm, oip, spans
 from services.standin.engine import Engine, UnknownModelError
 from services.standin.faults import FAULT_HEADER, Fault, Schedule
 from services.standin.ledger import CLIENT_GONE, Entry, Ledger, plain
 from services.standin.settings import Settings
+from services.standin.wire import Wire
 
 COST_HEADER = "x-standin-cost-usd"
 NAME = "twinpath stand-in vendor (not a real vendor)"
@@ -86,6 +87,9 @@ class Public:
             app.router.add_get(model, self._describe)
             app.router.add_get(f"{model}/ready", self._ready)
             app.router.add_post(f"{model}/infer", self._infer)
+        for path in llm.BY_PATH:
+            app.router.add_post(path, self._ask)
+        app.router.add_get("/v1/models", self._list)
         return app
 
     async def _count(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -102,11 +106,12 @@ class Public:
             except web.HTTPException as error:
                 if error.status < 400:
                     raise
-                reply = _error(error.status, error.text or error.reason, dict(error.headers))
+                text = error.text or error.reason
+                reply = _error(request, error.status, text, dict(error.headers))
             except UnknownModelError as error:
-                reply = _error(404, str(error.args[0]))
+                reply = _error(request, 404, str(error.args[0]))
             except oip.BadRequestError as error:
-                reply = _error(400, str(error))
+                reply = _error(request, 400, str(error))
             status, sent = reply.status, _size(reply)
         except Silence:
             _reset(request)
@@ -152,10 +157,59 @@ class Public:
             span.set_attribute("http.response.status_code", reply.status)
             return reply
 
+    async def _list(self, request: web.Request) -> web.Response:
+        """The language models; either kind of header shows the token."""
+        wires = (llm.BY_PATH["/v1/messages"], llm.BY_PATH["/v1/chat/completions"])
+        if not any(llm.authorized(wire, request, self._tokens) is not None for wire in wires):
+            raise web.HTTPUnauthorized(text="a valid token is needed")
+        data = [{"id": name, "object": "model"} for name in llm.MODELS]
+        return web.json_response({"object": "list", "data": data})
+
+    async def _ask(self, request: web.Request) -> web.StreamResponse:
+        """Answer a question to a language model."""
+        entry: Entry = request[_ENTRY]
+        wire = llm.BY_PATH[request.path]
+        body = await request.read()
+        entry.model = llm.asked_model(body) or ""
+        self.ledger.keep(entry, body)
+        with spans.inference(request.headers, entry.model) as span:
+            fault = self._fault(request, entry.model)
+            entry.fault = None if fault is None else fault.kind
+            await self._wait()
+            early = None if fault is None else await self._play_before(request, fault)
+            reply = early or await self._say(request, wire, body, entry, fault)
+            span.set_attribute("http.response.status_code", reply.status)
+            return reply
+
+    async def _say(
+        self, request: web.Request, wire: Wire, body: bytes, entry: Entry, fault: Fault | None
+    ) -> web.StreamResponse:
+        may_ask = llm.authorized(wire, request, self._tokens)
+        if may_ask is None:
+            raise web.HTTPUnauthorized(text="a valid token is needed")
+        if not may_ask:
+            raise web.HTTPForbidden(text="this token may not ask")
+        if request.content_type != oip.JSON_TYPE:
+            raise web.HTTPUnsupportedMediaType(text=f"cannot read {request.content_type}")
+        said = wire.answer(request, body, fault)
+        settings = self.settings
+        cost = settings.price_per_call_usd + settings.price_per_token_usd * said.cost_tokens
+        entry.cost_usd = cost
+        headers = _spent(fault) if fault is not None else {}
+        if said.events is not None:
+            reply, broken = await llm.stream(request, wire, said.events, fault)
+            if broken:
+                raise Silence
+            return reply
+        content, headers = llm.whole(said, headers | {COST_HEADER: plain(cost)})
+        if fault is None:
+            return web.Response(body=content, headers=headers)
+        return await self._play_after(request, fault, content, headers)
+
     async def _infer_traced(self, request: web.Request, entry: Entry) -> web.StreamResponse:
         body = await request.read()  # answers 413 by itself
         self.ledger.keep(entry, body)
-        fault = self._fault(request)
+        fault = self._fault(request, entry.model)
         entry.fault = None if fault is None else fault.kind
         await self._wait()
         if fault is not None:
@@ -202,14 +256,14 @@ class Public:
             text="a valid bearer token is needed", headers={"WWW-Authenticate": "Bearer"}
         )
 
-    def _fault(self, request: web.Request) -> Fault | None:
+    def _fault(self, request: web.Request, model: str | None) -> Fault | None:
         asked = request.headers.get(FAULT_HEADER)
         if asked is not None and self.settings.fault_header:
             try:
                 return Fault.parse(asked)
             except ValueError as error:
                 raise oip.BadRequestError(str(error)) from error
-        return self.schedule.draw(request.match_info["model"])
+        return self.schedule.draw(model)
 
     async def _wait(self) -> None:
         delay = self.latency.base_ms + self._random.uniform(0, self.latency.jitter_ms)
@@ -221,10 +275,11 @@ class Public:
         match fault.kind:
             case "error":
                 headers = {} if fault.retry_after is None else {"Retry-After": fault.retry_after}
-                return _error(fault.status, fault.message, headers)
+                return _error(request, fault.status, fault.message, headers, fault)
             case "rate_limit":
                 headers = {} if fault.retry_after is None else {"Retry-After": fault.retry_after}
-                return _error(429, "rate limit of the stand-in vendor exceeded", headers)
+                text = "rate limit of the stand-in vendor exceeded"
+                return _error(request, 429, text, headers, fault)
             case "reset" | "outage":
                 raise Silence
             case "hang":
@@ -259,7 +314,7 @@ class Public:
             case "wrong_outputs":
                 return web.json_response(
                     {
-                        "model_name": request.match_info["model"],
+                        "model_name": request.match_info.get("model", ""),
                         "model_version": "1",
                         "outputs": [
                             {"name": "unasked", "datatype": "INT32", "shape": [1], "data": [0]}
@@ -303,9 +358,27 @@ async def _pieces(content: bytes, seconds: float) -> AsyncIterator[bytes]:
         yield content[start : start + size]
 
 
-def _error(status: int, message: str, headers: dict[str, str] | None = None) -> web.Response:
+def _error(
+    request: web.Request,
+    status: int,
+    message: str,
+    headers: dict[str, str] | None = None,
+    fault: Fault | None = None,
+) -> web.Response:
     kept = {k: v for k, v in (headers or {}).items() if k.lower() != "content-type"}
-    return web.json_response({"error": message}, status=status, headers=kept)
+    wire = llm.BY_PATH.get(request.path)
+    document = {"error": message} if wire is None else wire.error(status, message, fault)
+    return web.json_response(document, status=status, headers=kept)
+
+
+def _spent(fault: Fault) -> dict[str, str]:
+    """Headers that allow nothing more, by the habits of two vendors."""
+    if fault.kind != "last_one":
+        return {}
+    return {
+        "x-ratelimit-remaining-requests": "0",
+        "x-ratelimit-reset-requests": fault.retry_after or "1s",
+    }
 
 
 def _size(reply: web.StreamResponse) -> int:

@@ -36,6 +36,9 @@ class Settings(BaseSettings):
     price_per_element_usd: Decimal = Field(
         default=Decimal(0), ge=0, description="Added for each element of the input tensors."
     )
+    price_per_token_usd: Decimal = Field(
+        default=Decimal(0), ge=0, description="Added for each token of a language model."
+    )
     latency_ms: float = Field(default=0.0, ge=0, description="Added before every answer.")
     jitter_ms: float = Field(default=0.0, ge=0, description="Uniform, on top of the latency.")
     seed: int = Field(default=0, description="Of the jitter and of faults by probability.")

@@ -21,7 +21,11 @@ from services.remote.yaml_lines import Mistake
 
 # Imported when a provider file names them: each may need a package that others don't.
 _FILES = {
+    "anthropic-messages": "anthropic_messages",
     "oip-http": "oip_http",
+    "openai-chat": "openai_chat",
+    "openai-embeddings": "openai_embeddings",
+    "openai-responses": "openai_responses",
 }
 PROTOCOLS = frozenset(_FILES)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from twinpath.inference import digest, tensors
 from twinpath.inference.v1 import grant_pb2, inference_pb2, inference_pb2_grpc, tensor_pb2
 
 VENDOR_TOKEN = "vendor-token-that-must-not-leak"
+LIMITED_TOKEN = "limited-token-that-must-not-leak"
 
 # `echo` and `echo_types` are models that the stand-in has for tests; the tensors of `echo_types`
 # are optional, so that a test may send any of them.
@@ -172,16 +173,23 @@ async def start_remote(
     base_url: str | None = None,
     *,
     extra: str | None = None,
+    provider: Callable[[str, Path], str] | None = None,
+    standin: dict[str, Any] | None = None,
     **fields: Any,
 ) -> AsyncIterator[Remote]:
     """Start the stand-in and the remote service, both in this process.
 
     `base_url` points the service somewhere else than at the stand-in; `extra` are lines of the
-    provider file; `fields` are settings of the service.
+    provider file; `provider` writes the whole of it from the base URL and the token's file;
+    `standin` are settings of the stand-in, `fields` those of the service.
     """
     options = {} if extra is None else {"extra": extra}
-    async with StandIn(StandInSettings(token=VENDOR_TOKEN)) as standin:
-        catalog = write_catalog(folder, base_url or standin.url, **options)
+    token = {"token": VENDOR_TOKEN, "limited_token": LIMITED_TOKEN}
+    async with StandIn(StandInSettings(**(token | (standin or {})))) as vendor:
+        catalog = write_catalog(folder, base_url or vendor.url, **options)
+        if provider is not None:
+            text = provider(base_url or vendor.url, folder / "vendor.token")
+            (catalog / "providers" / "standin.yaml").write_text(text)
         settings = settings_for(
             RemoteSettings, keys, catalog=catalog, grant_keys=keys.grant_keys, **fields
         )
@@ -189,4 +197,4 @@ async def start_remote(
             start_service(settings, build) as running,
             client(running.address, keys.token("service:router")) as channel,
         ):
-            yield Remote(keys, standin, channel, running.address)
+            yield Remote(keys, vendor, channel, running.address)

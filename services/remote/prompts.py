@@ -1,0 +1,139 @@
+"""Asking a language model: the model input as a text, and its answer as tensors. Pure.
+
+`text` tasks have one BYTES input and one BYTES output of one element. `tabular` tasks have numbers:
+a versioned template writes them as lines, and the answer is forced to a JSON schema made of the
+output tensors. Any change of what a template writes is a new template.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from services.remote.catalog import Model, Options, TensorEntry
+from services.remote.oip_body import json_data, raw_of_json
+from services.remote.provider import Ask, Tensors
+from services.remote.wire import AnswerError
+from services.remote.yaml_lines import Mistake
+from twinpath.inference import tensors
+from twinpath.inference.v1 import tensor_pb2
+
+_SCHEMA_TYPES = {"BYTES": "string", "BOOL": "boolean", "FP32": "number", "FP64": "number"}
+_NO_JSON = ("FP16", "BF16")
+SCHEMA_NAME = "answer"
+
+
+class PromptOptions(Options):
+    """What is asked, and how.
+
+    Attributes:
+        task: `text` or `tabular`.
+        instructions: Said before the input, as the system's words.
+        template: How numbers become lines.
+        columns: For each input tensor of a tabular task, the names of its elements, in order.
+        max_tokens: Tokens of the answer at most.
+        temperature: Of the sampling; absent: the vendor's default.
+    """
+
+    task: Literal["text", "tabular"] = "text"
+    instructions: str = ""
+    template: Literal["tabular/1"] = "tabular/1"
+    columns: dict[str, list[str]] = Field(default_factory=dict)
+    max_tokens: int = Field(default=1024, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.task == "tabular") != bool(self.columns):
+            raise ValueError("columns belong to tabular tasks, and only to them")
+        return self
+
+    def renderer(self, protocol: str) -> str:
+        """Return the version of what writes a body by these options."""
+        return f"{protocol}+{self.template}" if self.task == "tabular" else protocol
+
+
+def check(model: Model) -> Iterator[Mistake]:
+    """Yield where a model's tensors don't fit its task."""
+    options = PromptOptions.model_validate(
+        {k: v for k, v in model.options.items() if k in PromptOptions.model_fields}
+    )
+    if options.task == "text":
+        for what, entries in (("inputs", model.inputs), ("outputs", model.outputs)):
+            if [(e.datatype, _size(e)) for e in entries] != [("BYTES", 1)]:
+                yield (what,), "a text task has one BYTES tensor of one element here"
+        return
+    for index, entry in enumerate(model.inputs):
+        size = _size(entry)
+        named = len(options.columns.get(entry.name, ()))
+        if size is None:
+            yield ("inputs", index, "shape"), "must be fixed: one row is asked about at a time"
+        elif size != named:
+            yield ("options", "columns"), f"{entry.name} has {size} elements, {named} are named"
+    for index, entry in enumerate(model.outputs):
+        if _size(entry) is None:
+            yield ("outputs", index, "shape"), "must be fixed"
+        if entry.datatype in _NO_JSON:
+            yield ("outputs", index, "datatype"), "JSON has no form for it"
+
+
+def question(ask: Ask, options: PromptOptions) -> str:
+    """Return the user's text. Raises InvalidArgumentError for what no text can say."""
+    if options.task == "text":
+        return str(json_data(ask.tensors[0], "input.tensors[0].raw")[0])
+    lines = []
+    for index, tensor in enumerate(ask.tensors):
+        values = json_data(tensor, f"input.tensors[{index}].raw")
+        if tensor.datatype == tensors.FP32:  # the shortest form that is this FP32, no longer one
+            values = [str(value) for value in tensors.to_numpy(tensor).reshape(-1)]
+        names = options.columns[tensor.name]
+        lines += [f"- {name}: {value}" for name, value in zip(names, values, strict=True)]
+    wanted = ", ".join(entry.name for entry in ask.model.outputs)
+    return "Input:\n" + "\n".join(lines) + f"\n\nAnswer with one JSON object: {wanted}."
+
+
+def schema(model: Model) -> dict[str, Any]:
+    """Return the JSON schema of a tabular answer: a property for each output tensor."""
+    properties: dict[str, Any] = {}
+    for entry in model.outputs:
+        one: dict[str, Any] = {"type": _SCHEMA_TYPES.get(entry.datatype, "integer")}
+        properties[entry.name] = one if _size(entry) == 1 else {"type": "array", "items": one}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def text_output(model: Model, text: str) -> Tensors:
+    """Return a text as the model's output tensor."""
+    (entry,) = model.outputs
+    shape = [max(1, size) for size in entry.shape]
+    raw = tensors.encode_bytes([text.encode(errors="replace")])
+    return [tensor_pb2.Tensor(name=entry.name, datatype=tensors.BYTES, shape=shape, raw=raw)]
+
+
+def object_outputs(model: Model, answer: Mapping[str, Any]) -> Tensors:
+    """Return a tabular answer as tensors; raises AnswerError if it breaks the schema."""
+    if set(answer) != {entry.name for entry in model.outputs}:
+        raise AnswerError("schema")
+    outputs = []
+    for entry in model.outputs:
+        value = answer[entry.name]
+        values = value if _size(entry) != 1 else [value]
+        if not isinstance(values, list) or len(values) != _size(entry):
+            raise AnswerError("schema")
+        datatype = entry.spec().datatype
+        tensor = tensor_pb2.Tensor(name=entry.name, datatype=datatype, shape=entry.shape)
+        tensor.raw = raw_of_json(datatype, list(entry.shape), values)
+        outputs.append(tensor)
+    return outputs
+
+
+def _size(entry: TensorEntry) -> int | None:
+    """Return how many elements a tensor has; None where a dimension other than 1 is open."""
+    return None if -1 in entry.shape else math.prod(entry.shape)
