@@ -2,6 +2,7 @@
 
     python tests/mutants/run.py             all patches
     python tests/mutants/run.py NAME ...    those whose names contain NAME
+    python tests/mutants/run.py --head ...  sabotage the last commit, not the working tree
     python tests/mutants/run.py --list      say what there is, run nothing
 
 A patch in patches/ sabotages one invariant. Its header, before the diff, names the invariant by
@@ -94,8 +95,18 @@ def read_all(folder: Path = PATCHES) -> list[Patch]:
     return sorted(found, key=lambda patch: (patch.invariant, patch.name))
 
 
-def copy_tree(target: Path) -> None:
-    """Copy what git knows or would add; nothing that is ignored, and no environment."""
+def copy_tree(target: Path, *, committed: bool = False) -> None:
+    """Copy what git knows or would add; nothing that is ignored, and no environment.
+
+    `committed` takes the last commit's files instead of the working tree's.
+    """
+    if committed:
+        target.mkdir(parents=True)
+        archive = subprocess.run(
+            ["git", "archive", "HEAD"], cwd=ROOT, capture_output=True, check=True
+        )
+        subprocess.run(["tar", "-x", "-C", str(target)], input=archive.stdout, check=True)
+        return
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -186,11 +197,11 @@ def judge(code: int, cases: Iterable[ET.Element], output: str) -> tuple[bool, st
     return True, f"killed by {names}"
 
 
-def mutate(patch: Patch, folder: Path) -> Verdict:
+def mutate(patch: Patch, folder: Path, *, committed: bool) -> Verdict:
     """Copy the tree, apply the patch, run its tests."""
     start = time.monotonic()
     tree = folder / patch.name
-    copy_tree(tree)
+    copy_tree(tree, committed=committed)
     applied = subprocess.run(
         ["git", "apply", "--whitespace=nowarn", str(patch.path)],
         cwd=tree,
@@ -208,14 +219,14 @@ def mutate(patch: Patch, folder: Path) -> Verdict:
     return Verdict(patch, killed, text, time.monotonic() - start)
 
 
-def check_green(patches: Sequence[Patch], folder: Path) -> list[Verdict]:
+def check_green(patches: Sequence[Patch], folder: Path, *, committed: bool) -> list[Verdict]:
     """Run every named test once on an unbroken copy. Return the patches whose tests are not green.
 
     Raises:
         SystemExit: the tests can't be run at all.
     """
     tree = folder / "unbroken"
-    copy_tree(tree)
+    copy_tree(tree, committed=committed)
     check_imports(tree)
     everything = list(dict.fromkeys(test for patch in patches for test in patch.tests))
     code, cases, output = run_tests(tree, everything, limit_s=_LIMIT_S * 2)
@@ -244,6 +255,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", help="parts of patches' names; none: all")
     parser.add_argument("--list", action="store_true", help="run nothing")
+    parser.add_argument("--head", action="store_true", help="the last commit, not the working tree")
     parser.add_argument("-j", "--jobs", type=int, default=os.cpu_count() or 1, help="at once")
     arguments = parser.parse_args()
     patches = [
@@ -259,11 +271,13 @@ def main() -> int:
     survivors = 0
     with tempfile.TemporaryDirectory(prefix="twinpath-mutants-") as scratch:
         folder = Path(scratch).resolve()
-        red = check_green(patches, folder)
+        red = check_green(patches, folder, committed=arguments.head)
         ready = [patch for patch in patches if patch not in [verdict.patch for verdict in red]]
         sys.stdout.write(f"the named tests of {len(ready)} patches are green before\n")
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            verdicts = pool.map(lambda patch: mutate(patch, folder), ready)
+            verdicts = pool.map(
+                lambda patch: mutate(patch, folder, committed=arguments.head), ready
+            )
             for verdict in itertools.chain(red, verdicts):
                 mark = "ok" if verdict.killed else "!!"
                 patch = verdict.patch
