@@ -1,0 +1,90 @@
+"""How drills look: one table for all, and what was missed in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from services.cli.drill.control import Control
+from services.cli.drill.run import Result
+from services.cli.drill.stats import Phase
+
+
+def table(results: Sequence[Result]) -> Table:
+    """One line for each drill. ∞: the percentile falls on a request that failed.
+
+    `left` is how many of the restricted requests reached the vendor.
+    """
+    out = Table(box=None, pad_edge=False, header_style="dim")
+    out.add_column("")
+    out.add_column("drill", no_wrap=True)
+    for name in ("success", "after\nopening", "to\nopen", "MTTR", "calls/\nrequest", "left"):
+        out.add_column(name, justify="right", no_wrap=True)
+    for name in ("p50/p99 ms\nbefore", "\nduring", "\nafter"):
+        out.add_column(name, justify="right", no_wrap=True)
+    for result in results:
+        report = result.report
+        opened = report.after_opening
+        out.add_row(
+            mark(result.held),
+            result.name,
+            _share(report.total.success),
+            _share(opened.success if opened else None),
+            _seconds(report.time_to_open_s),
+            _seconds(report.mttr_s),
+            _number(report.total.attempts_per_request),
+            f"{result.restricted_at_vendor}/{result.restricted_asked}",
+            *(_times(part) for part in (report.before, report.during, report.after)),
+        )
+    return out
+
+
+def misses(results: Sequence[Result]) -> list[Text]:
+    """Each target that was missed, and what came in place of answers."""
+    lines = []
+    for result in results:
+        for check in result.checks:
+            if not check.held:
+                seen = "never" if check.seen is None else f"{check.seen:.4g}"
+                lines.append(
+                    Text(f"{result.name}: {check.name} {seen}, wanted {check.wanted}", style="red")
+                )
+        bad = {code: count for code, count in result.report.codes.items() if code != "OK"}
+        if bad and not result.held:
+            told = ", ".join(f"{count} {code}" for code, count in sorted(bad.items()))
+            lines.append(Text(f"{result.name}: {told}", style="dim"))
+    return lines
+
+
+def control_line(control: Control) -> Text:
+    """The positive control in one line."""
+    word = "counts" if control.held else "DOES NOT COUNT"
+    return Text.from_markup(
+        f"{mark(control.held)} positive control: {control.sent} marked requests with the policy "
+        f"off: {control.remote_alone} arrive while the remote service still checks, "
+        f"{control.armed} without: the counter {word}"
+    )
+
+
+def mark(held: bool) -> str:
+    """A tick or a cross."""
+    return "[bold green]✓[/]" if held else "[bold red]✗[/]"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} s"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _times(part: Phase) -> str:
+    both = (part.p50_ms, part.p99_ms)
+    return "/".join("∞" if ms is None else f"{ms:.0f}" for ms in both)
