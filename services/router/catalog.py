@@ -92,14 +92,31 @@ class InputSpec(_Strict):
         return self
 
 
+class ToleranceSpec(_Strict):
+    """By how much a replayed output may differ: absolute + relative * |recorded|."""
+
+    absolute: float = Field(default=0.0, ge=0, description="in the output's unit")
+    relative: float = Field(default=0.0, ge=0, description="as a share of the recorded value")
+
+
 class OutputSpec(_Strict):
-    """One tensor of the output contract; the filter refuses what does not fit."""
+    """One tensor of the output contract; the filter refuses what does not fit.
+
+    Replays compare floating-point outputs within `tolerance`, and others for equality.
+    """
 
     name: str
     datatype: Literal["FP32", "FP64", "INT32", "INT64", "BOOL", "BYTES"]
     shape: list[int]
     min: float | None = None
     max: float | None = None
+    tolerance: ToleranceSpec = Field(default_factory=ToleranceSpec)
+
+    @model_validator(mode="after")
+    def _only_floats_have_one(self) -> OutputSpec:
+        if self.tolerance != ToleranceSpec() and self.datatype not in ("FP32", "FP64"):
+            raise ValueError(f"{self.name} is compared for equality and can't have a tolerance")
+        return self
 
 
 class CandidateSpec(_Strict):

@@ -29,6 +29,7 @@ from services.router.outbox import Outbox, OutboxAudit
 from services.router.overrides import Overrides
 from services.router.pipeline import Pipeline
 from services.router.ports import Audit, Inference
+from services.router.replay import Replays
 from services.router.servicer import RouterServicer
 from services.router.settings import RouterSettings
 from services.router.steps import CatalogView, Steps
@@ -85,13 +86,14 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
         background.append(lambda: behind.watch(settings.refresh_s))
         audit = behind
     overrides = Overrides(state, audit, board, clock)
+    code_version = metadata.version("twinpath")
     steps = Steps(
         catalog=catalog,
         features=FeaturesClient(features_channel, clock),
         audit=audit,
         board=board,
         clock=clock,
-        code_version=metadata.version("twinpath"),
+        code_version=code_version,
         random=random.random,
     )
     limits = LimiterConfig(
@@ -102,10 +104,11 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
     admission = Admission(Limiter(limits), clock)
     stack.enter_context(RouterState(board, admission.limiter).shown())
     attempter = Attempter(paths, board, signer, clock)
+    dispatcher = Dispatcher(attempter, board, clock, random.random)
     pipeline = Pipeline(
         steps=steps,
         claims=RedisClaims(state),
-        dispatcher=Dispatcher(attempter, board, clock, random.random),
+        dispatcher=dispatcher,
         admission=admission,
         clock=clock,
     )
@@ -115,6 +118,16 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
         admission=admission,
         clock=clock,
         random=random.random,
+    )
+
+    replays = Replays(
+        steps=steps,
+        dispatcher=dispatcher,
+        admission=admission,
+        audit=audit,
+        catalog=catalog,
+        clock=clock,
+        code_version=code_version,
     )
 
     async def ping_channel(target: grpc.aio.Channel, name: str) -> None:
@@ -142,7 +155,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
         mounts=[
             Mount(
                 "twinpath.router.v1.Router",
-                RouterServicer(pipeline, streams, board, catalog, overrides),
+                RouterServicer(pipeline, streams, board, catalog, overrides, replays),
                 router_pb2_grpc.add_RouterServicer_to_server,
             )
         ],

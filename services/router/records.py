@@ -196,6 +196,19 @@ def outcome(
     entry.output_digest = digest.digest(ordered)
     entry.payload.model_input = decision.assembled.model_input.SerializeToString()
     entry.payload.reply = reply.SerializeToString()
+    entry.payload.request = _asked(decision.request).SerializeToString()
     if decision.request_digest:
         entry.payload.request_digest = decision.request_digest
     return entry
+
+
+def _asked(request: router_pb2.InferRequest) -> router_pb2.InferRequest:
+    """Return what a replay needs to know of a request: whom it is about, what policy reads."""
+    return router_pb2.InferRequest(
+        task=request.task,
+        entity=request.entity,
+        purpose=request.purpose,
+        data_class=request.data_class,
+        residency=request.residency,
+        consents=request.consents,
+    )

@@ -22,6 +22,7 @@ from services.router.catalog import Catalog, Task
 from services.router.overrides import PATH_NAMES, Overrides
 from services.router.pipeline import Pipeline
 from services.router.records import candidate_ref
+from services.router.replay import Replays
 from services.router.steps import CatalogView
 from services.router.streams import Streams
 from twinpath import telemetry as names
@@ -42,12 +43,14 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         board: Board,
         catalog: Callable[[], CatalogView],
         overrides: Overrides,
+        replays: Replays,
     ) -> None:
         self._pipeline = pipeline
         self._streams = streams
         self._board = board
         self._catalog = catalog
         self._overrides = overrides
+        self._replays = replays
 
     async def Infer(
         self, request: router_pb2.InferRequest, context: Any
@@ -108,6 +111,12 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         )
         drained = [path for path, name in PATH_NAMES.items() if name in self._board.drained]
         return router_pb2.OverridePathResponse(drained=drained, leaf_index=leaf)
+
+    async def Replay(
+        self, request: router_pb2.ReplayRequest, context: Any
+    ) -> router_pb2.ReplayResponse:
+        """Run a recorded decision's model again, and compare."""
+        return await self._replays.replay(request, _call())
 
     def _describe(self, task: Task) -> router_pb2.TaskDescription:
         return router_pb2.TaskDescription(

@@ -216,7 +216,7 @@ class Steps:
 
     async def refuse(self, decision: Decision, plan: Plan) -> ServiceError:
         """Record a refusal by policy, and return the error that says why nobody was asked."""
-        error = _refusal(plan)
+        error = refusal(plan)
         span = trace.get_current_span()
         span.set_attribute(
             names.REFUSED_RULE, sorted({r.rule for e in plan.entries for r in e.refusals})
@@ -297,7 +297,7 @@ def size_class_of(decision: Decision) -> int:
     return size_class(decision.assembled.model_input.ByteSize())
 
 
-def _refusal(plan: Plan) -> ServiceError:
+def refusal(plan: Plan) -> ServiceError:
     """Return the error for a plan without candidates: PERMISSION_DENIED if policy alone did it."""
     metadata = {e.candidate.id: ",".join(r.rule for r in e.refusals) for e in plan.entries}
     reasons = "; ".join(
