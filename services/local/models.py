@@ -20,6 +20,7 @@ from services.local.usage import Counters, Meter, total
 log = logging.getLogger(__name__)
 
 READY = "READY"
+AWAY = "AWAY"
 Key = tuple[str, str]
 
 _AT_ONCE = 8  # descriptions asked for at once
@@ -33,7 +34,7 @@ class Known:
     Attributes:
         name: The name.
         version: The version; empty for a model of which no version was ever loaded.
-        state: Triton's word; READY where a replica can answer.
+        state: Triton's word; READY where a replica can answer; AWAY while Triton does not.
         reason: Why not, in Triton's words or ours.
         spec: Its description; None until it was ready once.
         artifact: Its artifact.
@@ -92,8 +93,19 @@ class Models:
         self.loaded = False
 
     def all(self) -> list[Known]:
-        """Return every model version that is known, by name, then version."""
-        return sorted(self._known.values(), key=lambda k: (k.name, _number(k.version)))
+        """Return every model version that is known, by name, then version.
+
+        While no replica answers, none of them serves, whatever the last look said.
+
+        Raises:
+            UnavailableError: TRITON_UNAVAILABLE, nothing is known yet.
+        """
+        if not self.loaded:
+            raise _nothing_known()
+        known = sorted(self._known.values(), key=lambda k: (k.name, _number(k.version)))
+        if not self._balancer.up():
+            known = [replace(k, state=AWAY, reason="Triton does not answer") for k in known]
+        return known
 
     def peek(self, name: str, version: str) -> Known | None:
         """Return a model that may be asked, None where `find` would have to look or to refuse."""
@@ -114,9 +126,7 @@ class Models:
             await self._refresh_on_miss()
             found = self._look_up(name, version)
         if not self.loaded:
-            raise UnavailableError(
-                "TRITON_UNAVAILABLE", "Triton has not answered yet", retry_after=1.0
-            )
+            raise _nothing_known()
         if found is None:
             about = {"model": name} | ({"version": version} if version else {})
             raise NotFoundError("MODEL_UNKNOWN", "there is no such model here", metadata=about)
@@ -223,6 +233,10 @@ class Models:
         ready = [entry for entry in entries if entry.state == READY]
         specs = await asyncio.gather(*(one(entry) for entry in ready))
         return {(spec.name, spec.version): spec for spec in specs if spec is not None}
+
+
+def _nothing_known() -> UnavailableError:
+    return UnavailableError("TRITON_UNAVAILABLE", "Triton has not answered yet", retry_after=1.0)
 
 
 def _number(version: str) -> int:

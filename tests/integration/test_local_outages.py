@@ -17,7 +17,15 @@ from services.local.settings import LocalSettings
 from services.local.triton import TritonServer
 from tests import triton_models
 from tests.local_path import Stub, ask, failure, features, item, local
-from tests.support import MeshKeys, client, free_port, settings_for, start_service
+from tests.support import (
+    MeshKeys,
+    client,
+    free_port,
+    refusal,
+    settings_for,
+    start_service,
+)
+from twinpath.inference.v1 import inference_pb2
 
 pytestmark = pytest.mark.integration
 
@@ -62,6 +70,8 @@ async def test_triton_may_come_later_go_and_come_back(tmp_path: Path, keys: Mesh
             assert not await service.health.check()
 
         await away()
+        error = await refusal(stub.Describe(inference_pb2.DescribeRequest()))
+        assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "TRITON_UNAVAILABLE")
         triton = echo_server(tmp_path, port)
         async with triton:
             await until(lambda: answers(stub))
@@ -69,6 +79,9 @@ async def test_triton_may_come_later_go_and_come_back(tmp_path: Path, keys: Mesh
             triton.signal(signal.SIGKILL)
             await until(lambda: _not(answers(stub)))
             await away()
+            described = await stub.Describe(inference_pb2.DescribeRequest(model="echo"))
+            assert described.models[0].state == inference_pb2.MODEL_STATE_UNAVAILABLE
+            assert described.models[0].state_reason == "Triton does not answer"
         async with echo_server(tmp_path, port):
             await until(lambda: answers(stub))
             assert await service.health.check()
