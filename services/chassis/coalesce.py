@@ -5,6 +5,8 @@ the calls in flight are the clock, and batches grow by themselves. Lanes are ind
 each model and priority, say). A batch carries nothing of any caller's context: no trace, no
 deadline, no identity; each item carries its own, and the flush function gets the latest deadline.
 
+A batch is one span, with links to the spans of its items, sampled like any trace of its own.
+
 An item never waits for a timer, is answered once, with its own result or error. Items whose time
 is up, or whose caller is gone, are not sent. When nobody waits for a batch any more, it is
 cancelled.
@@ -19,6 +21,9 @@ from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
+
 from services.chassis.clock import Clock
 from services.chassis.errors import (
     DeadlineExceededError,
@@ -26,6 +31,8 @@ from services.chassis.errors import (
     ResourceExhaustedError,
     ServiceError,
 )
+
+_tracer = trace.get_tracer(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -138,7 +145,7 @@ class Coalescer(Generic[Item, Result]):
         now = self._clock.monotonic()
         self._observe(len(batch), now - batch[0].since)
         left = max(w.deadline for w in batch) - now
-        call = asyncio.ensure_future(self._call([w.item for w in batch], left))
+        call = asyncio.ensure_future(self._call(batch, left))
         alive = len(batch)
 
         def one_less(answer: asyncio.Future[Result]) -> None:
@@ -176,8 +183,16 @@ class Coalescer(Generic[Item, Result]):
             else:
                 waiting.answer.set_result(result)
 
-    async def _call(self, items: list[Item], left: float) -> Sequence[Result | ServiceError]:
-        return await self._flush(items, left)
+    async def _call(
+        self, batch: list[_Waiting[Item, Result]], left: float
+    ) -> Sequence[Result | ServiceError]:
+        items = [waiting.item for waiting in batch]
+        with _tracer.start_as_current_span(self._name, kind=SpanKind.CLIENT) as span:
+            if span.get_span_context().trace_flags.sampled:
+                for waiting in batch:
+                    if waiting.link.is_valid:
+                        span.add_link(waiting.link)
+            return await self._flush(items, left)
 
     async def close(self) -> None:
         """Cancel what is in flight; waiters are cancelled with it."""

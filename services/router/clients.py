@@ -77,7 +77,12 @@ class FeaturesClient:
         self._stub = features_pb2_grpc.FeaturesStub(channel)
         self._clock = clock
         self._hop: Coalescer[FeatureQuery, FeatureVector] = Coalescer(
-            self._read, clock, max_batch=128, parallel=2, observe=metrics.batched("features")
+            self._read,
+            clock,
+            max_batch=128,
+            parallel=2,
+            name="hop features",
+            observe=metrics.batched("features"),
         )
 
     async def get(self, query: FeatureQuery) -> FeatureVector:
@@ -182,7 +187,12 @@ class InferenceClient:
         self._clock = clock
         self._coalesce = coalesce
         self._hop: Coalescer[inference_pb2.InferItem, inference_pb2.InferResult] = Coalescer(
-            self._ask, clock, max_batch=64, parallel=2, observe=metrics.batched(service)
+            self._ask,
+            clock,
+            max_batch=64,
+            parallel=2,
+            name=f"hop {service}",
+            observe=metrics.batched(service),
         )
 
     async def infer(self, item: inference_pb2.InferItem) -> inference_pb2.InferResult:
@@ -245,7 +255,12 @@ class AuditClient:
         self._stub = audit_pb2_grpc.AuditStub(channel)
         self._clock = clock
         self._hop: Coalescer[audit_pb2.Entry, audit_pb2.AppendResult] = Coalescer(
-            self._append, clock, max_batch=256, parallel=1, observe=metrics.batched("audit")
+            self._append,
+            clock,
+            max_batch=256,
+            parallel=1,
+            name="hop audit",
+            observe=metrics.batched("audit"),
         )
 
     async def append(self, entry: audit_pb2.Entry) -> audit_pb2.AppendResult:

@@ -215,6 +215,41 @@ async def test_a_batch_carries_nobodys_context() -> None:
     assert seen == ["nobody"]
 
 
+async def test_a_batch_is_one_span_with_links_to_its_items() -> None:
+    """A sampled batch links to the spans of the items in it, and is a child of none of them."""
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    from services.chassis import coalesce
+
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("test")
+    before, coalesce._tracer = coalesce._tracer, tracer
+
+    async def flush(items: Sequence[int], left: float) -> list[int | ServiceError]:
+        return list(items)
+
+    async def one(number: int) -> int:
+        with tracer.start_as_current_span(f"decision {number}"):
+            return await hop.submit(number, "lane", FAR)
+
+    try:
+        hop: Coalescer[int, int] = Coalescer(flush, Clock(), name="hop features")
+        await asyncio.gather(one(1), one(2))
+    finally:
+        coalesce._tracer = before
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    hop_span = spans["hop features"]
+    assert hop_span.parent is None
+    linked = {link.context.span_id for link in hop_span.links}
+    assert linked == {spans["decision 1"].context.span_id, spans["decision 2"].context.span_id}
+    assert trace.get_current_span().get_span_context().is_valid is False
+
+
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("submit"), st.integers(0, 2), st.floats(0.5, 20)),
