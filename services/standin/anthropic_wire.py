@@ -70,6 +70,8 @@ class Messages:
         form = read(_MessagesForm, body)
         if form.model != chat.CHAT:
             raise UnknownModelError(f"model: {form.model}")
+        if request.headers["anthropic-version"] > "2026" and form.temperature is not None:
+            raise BadRequestError("temperature: extra inputs are not permitted")
         if form.messages[-1].role != "user":
             raise BadRequestError("messages: the last one must be the user's")
         drifted = fault is not None and fault.kind == "version_drift"

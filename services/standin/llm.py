@@ -1,4 +1,4 @@
-"""The stand-in's protocols for language models, over HTTP: auth, faults, whole answers, streams."""
+"""The stand-in's JSON protocols over HTTP: auth, faults, whole answers, streams."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from services.standin import chat
 from services.standin.anthropic_wire import Messages
 from services.standin.faults import Fault
 from services.standin.openai_wire import Chat, Embeddings, Responses
+from services.standin.rows_wire import SageMaker, Score
 from services.standin.wire import Said, Wire
 
-WIRES: tuple[Wire, ...] = (Chat(), Responses(), Embeddings(), Messages())
+WIRES: tuple[Wire, ...] = (Chat(), Responses(), Embeddings(), Messages(), SageMaker(), Score())
 BY_PATH = {wire.path: wire for wire in WIRES}
 MODELS = tuple(chat.VERSIONS)
 EVENTS_TYPE = "text/event-stream"
@@ -41,7 +42,8 @@ def authorized(wire: Wire, request: web.Request, tokens: dict[bytes, bool]) -> b
 
 def whole(said: Said, headers: dict[str, str]) -> tuple[bytes, dict[str, str]]:
     """A whole answer's body and headers."""
-    return json.dumps(said.document).encode(), headers | {"Content-Type": "application/json"}
+    kind = {"Content-Type": "application/json"}
+    return json.dumps(said.document).encode(), headers | said.headers | kind
 
 
 async def stream(

@@ -21,7 +21,7 @@ from services.standin.engine import Engine, UnknownModelError
 from services.standin.faults import FAULT_HEADER, Fault, Schedule
 from services.standin.ledger import CLIENT_GONE, Entry, Ledger, plain
 from services.standin.settings import Settings
-from services.standin.wire import Wire
+from services.standin.wire import BODY, Wire
 
 COST_HEADER = "x-standin-cost-usd"
 NAME = "twinpath stand-in vendor (not a real vendor)"
@@ -170,6 +170,7 @@ class Public:
         entry: Entry = request[_ENTRY]
         wire = llm.BY_PATH[request.path]
         body = await request.read()
+        request[BODY] = body
         entry.model = llm.asked_model(body) or ""
         self.ledger.keep(entry, body)
         with spans.inference(request.headers, entry.model) as span:

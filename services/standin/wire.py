@@ -12,6 +12,7 @@ from services.standin.faults import Fault
 from services.standin.oip import BadRequestError
 
 M = TypeVar("M", bound=BaseModel)
+BODY = web.RequestKey("body", bytes)
 
 
 class Form(BaseModel):
@@ -28,11 +29,13 @@ class Said:
         document: The JSON of a whole answer.
         events: Instead of it, the events of a stream, each as it goes over the wire.
         cost_tokens: Tokens in and out; they are billed.
+        headers: Further headers.
     """
 
     document: dict[str, Any] = field(default_factory=dict)
     events: list[bytes] | None = None
     cost_tokens: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 class Wire(Protocol):

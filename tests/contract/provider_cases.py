@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from services.standin.rows_wire import ACCESS_KEY
 from twinpath.inference import tensors
 from twinpath.inference.v1 import tensor_pb2
 
@@ -64,6 +66,32 @@ OIP_MODEL = """
     outputs: [{{name: features, datatype: FP32, shape: [-1, -1]}}]
     price: {price}
 """
+ENDPOINT_MODEL = """
+  - name: scorer
+    version: blue
+    wire_name: standin-score
+    inputs: [{{name: features, datatype: FP32, shape: [-1, 3]}}]
+    outputs: [{{name: progression, datatype: FP32, shape: [-1, 1]}}]
+    price: {price}
+"""
+TEMPLATE_MODEL = """
+  - name: scorer
+    version: v3
+    inputs: [{{name: features, datatype: FP32, shape: [1, 3]}}]
+    outputs: [{{name: progression, datatype: FP32, shape: [1, 1]}}]
+    price: {price}
+    options:
+      path: "/score/{{{{version}}}}"
+      body:
+        patient:
+          age: "{{{{features[0]}}}}"
+          bmi: "{{{{features[1]}}}}"
+          bp: "{{{{features[2]}}}}"
+        note: "asked of {{{{model}}}}"
+      outputs: {{progression: "result[?name=='progression'].score | [0]"}}
+      version: meta.model
+      refused: meta.blocked
+"""
 TOKEN_PRICE = """
       - {since: 2025-01-01, usd_per_million_input_tokens: 9, usd_per_million_output_tokens: 9}
       - {since: 2026-01-01, usd_per_million_input_tokens: 2.5, usd_per_million_cached_tokens: 0.25,
@@ -103,6 +131,8 @@ class Case:
         extra: Further lines of the provider file.
         refusal: A fault whose error answer is a refusal by content policy.
         quota: A fault whose error answer says that the account is spent.
+        secret: What the token's file holds.
+        needs: A package without which the case is skipped.
     """
 
     name: str
@@ -120,6 +150,8 @@ class Case:
     extra: str = ""
     refusal: dict[str, Any] = field(default_factory=dict)
     quota: dict[str, Any] = field(default_factory=dict)
+    secret: str = "{token}"
+    needs: str = ""
 
     def __str__(self) -> str:
         return self.name
@@ -130,6 +162,7 @@ class Case:
         """Return what writes the provider file."""
 
         def write(base_url: str, token_file: Path) -> str:
+            token_file.write_text(self.secret.format(token=token_file.read_text().strip()))
             head = HEAD.format(
                 protocol=self.protocol, base_url=base_url, suffix=self.suffix,
                 token_file=token_file, extra=f"{self.extra}\n{extra}",
@@ -152,6 +185,11 @@ def _judged(outputs: Sequence[tensor_pb2.Tensor]) -> None:
         [np.float32(59.0) + np.float32(32.1) + np.float32(101.0)]
     ]
     assert found["label"].tolist() == [[192]]
+
+
+def _scored(outputs: Sequence[tensor_pb2.Tensor]) -> None:
+    (tensor,) = outputs
+    assert tensors.to_numpy(tensor).tolist() == [[pytest.approx(192.1, abs=1e-4)]]
 
 
 def _embedded(outputs: Sequence[tensor_pb2.Tensor]) -> None:
@@ -207,6 +245,22 @@ CASES = [
     ),
     Case(
         "anthropic table", "anthropic-messages", renderer="anthropic-messages/1+tabular/1", **_TABLE
+    ),
+    Case(
+        "anthropic as its SDK of late 2026 has it", "anthropic-messages",
+        renderer="anthropic-messages/1", **_TEXT,
+        extra='auth: {header: Authorization, scheme: Bearer}\noptions: {api_version: "2026-10-21"}',
+    ),
+    Case(
+        "sagemaker", "sagemaker", "scorer", "blue", ENDPOINT_MODEL, TABLE, _scored,
+        "sagemaker-json/1", suffix="", counts=False, extra="options: {aws_region: eu-central-1}",
+        secret=f'{{{{"access_key_id": "{ACCESS_KEY}", "secret_access_key": "{{token}}"}}}}',
+        needs="botocore",
+    ),
+    Case(
+        "template", "template", "scorer", "v3", TEMPLATE_MODEL, TABLE, _scored, "template/1:",
+        suffix="", counts=False, extra="auth: {header: X-Score-Key, scheme: Key}",
+        needs="jmespath",
     ),
     Case(
         "oip-http", "oip-http", "echo", "1", OIP_MODEL, TABLE, _echoed, "oip-http-binary/1",

@@ -42,6 +42,8 @@ async def served(
     case: Case, keys: MeshKeys, folder: Path, **options: object
 ) -> AsyncIterator[Remote]:
     """The service with the case's provider file, and the stand-in."""
+    if case.needs:
+        pytest.importorskip(case.needs, reason="this provider's own package")
     async with start_remote(keys, folder, provider=case.provider(**options)) as remote:
         yield remote
 
@@ -76,7 +78,7 @@ async def test_it_answers_and_meters(case: Case, keys, tmp_path) -> None:
     assert metering.wire_digest == hashlib.sha256(entry.body).digest()
     assert metering.bytes_out == len(entry.body)
     assert metering.bytes_in > 0
-    assert metering.renderer_version == case.renderer
+    assert metering.renderer_version.startswith(case.renderer)
     assert metering.reported_version == case.version
     assert bool(metering.input_tokens) == case.counts
 
@@ -158,7 +160,7 @@ async def test_tokens_are_shown_as_the_vendor_wants_them(case: Case, keys, tmp_p
             (LIMITED_TOKEN, "VENDOR_FORBIDDEN"),
             (VENDOR_TOKEN, ""),
         ):
-            (tmp_path / "vendor.token").write_text(token)
+            (tmp_path / "vendor.token").write_text(case.secret.format(token=token))
             async with asyncio.timeout(15):
                 while reason_of(await ask(case, remote)) != reason:  # noqa: ASYNC110
                     await asyncio.sleep(0.1)

@@ -26,6 +26,8 @@ _FILES = {
     "openai-chat": "openai_chat",
     "openai-embeddings": "openai_embeddings",
     "openai-responses": "openai_responses",
+    "sagemaker": "sagemaker",
+    "template": "template",
 }
 PROTOCOLS = frozenset(_FILES)
 
