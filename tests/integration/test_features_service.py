@@ -481,3 +481,28 @@ async def test_concurrent_pushes_end_with_the_newest(client: feast_repo.Client) 
     await asyncio.gather(*pushes)
     answer = await client.get("rides_v1", {"driver_id": [50]})
     assert by_name(answer)["rides__count"].values.int64s.values[0] == 59
+
+
+@pytest.mark.parametrize("rows", [0, 10_001])
+async def test_no_rows_and_too_many_rows_are_refused(client: feast_repo.Client, rows: int) -> None:
+    """At the door, with the field named."""
+    call = client.stub.GetFeatures(
+        feast_repo.request("rides_v1", {"driver_id": [1] * rows}, rows=rows)
+    )
+    error = await support.refusal(call)
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert any(field.startswith("rows") for field, _ in error.violations)
+
+
+async def test_nan_in_a_request_field_is_null_to_views(client: feast_repo.Client) -> None:
+    """As in Feast; a view that can't take null fails that row alone, and says which view."""
+    answer = await client.get("drivers_v1", {"driver_id": [1, 1]}, {"bonus": [float("nan"), 1.0]})
+    code = grpc.StatusCode.FAILED_PRECONDITION.value[0]
+    assert [row.status.code for row in answer.rows] == [code, 0]
+    assert by_name(answer)["boost__boosted"].values.doubles.values[1] == 1.5
+
+
+async def test_a_full_batch_is_answered(client: feast_repo.Client) -> None:
+    """Ten thousand rows, the largest batch, in one call."""
+    answer = await client.get("rides_v1", {"driver_id": [1, 2] * 5_000}, timeout=30)
+    assert list(by_name(answer)["rides__rate"].values.doubles.values) == [0.5, 1.5] * 5_000
