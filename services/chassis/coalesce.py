@@ -62,6 +62,7 @@ class Coalescer(Generic[Item, Result]):
     order; what it raises fails every item of the batch. Bounds: `max_batch` items in a batch,
     `max_queue` waiting in a lane (more are RESOURCE_EXHAUSTED), `parallel` batches of a lane in
     flight. `observe(size, waited_s)` hears each batch's size and how long its first item waited.
+    `name` is that of a batch's span.
     """
 
     def __init__(
@@ -73,7 +74,9 @@ class Coalescer(Generic[Item, Result]):
         max_queue: int = 4096,
         parallel: int = 1,
         observe: Callable[[int, float], None] = lambda _size, _waited_s: None,
+        name: str = "hop",
     ) -> None:
+        self._name = name
         self._flush = flush
         self._clock = clock
         self._max_batch = max_batch
@@ -101,7 +104,8 @@ class Coalescer(Generic[Item, Result]):
                 "HOP_QUEUE_FULL", f"{len(place.queue)} items wait for this hop", retry_after=0.1
             )
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        place.queue.append(_Waiting(item, deadline, self._clock.monotonic(), answer))
+        link = trace.get_current_span().get_span_context()
+        place.queue.append(_Waiting(item, deadline, self._clock.monotonic(), answer, link))
         if place.in_flight < self._parallel:
             self._start(lane, place)
         return await answer
