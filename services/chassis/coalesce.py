@@ -44,6 +44,7 @@ class _Waiting(Generic[Item, Result]):
     deadline: float
     since: float
     answer: asyncio.Future[Result]
+    link: SpanContext
 
 
 @dataclass(slots=True)
