@@ -212,6 +212,9 @@ async def mesh(session_mesh: MeshUnderTest) -> AsyncIterator[MeshUnderTest]:
     """A mesh in which everything runs, before the test and again after it."""
     dead = [n for n, p in session_mesh.launcher.processes.items() if not p.running]
     assert not dead, f"{dead} ended by themselves: {[session_mesh.log(name) for name in dead]}"
+    # Another test may have starved it: a connection that was given up is made again meanwhile.
+    for name in _SERVICES:
+        assert await session_mesh.serving(name), f"{name} is not well: {session_mesh.log(name)}"
     pids = _pids(session_mesh)
     yield session_mesh
     if _pids(session_mesh) != pids or any(
