@@ -158,7 +158,7 @@ class ManagedProcess:
         spec.log_path.parent.mkdir(parents=True, exist_ok=True)
         guarded = [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid()), *spec.argv]
         with spec.log_path.open("ab") as log:
-            self._popen = subprocess.Popen(  # noqa: S603 - argv comes from our own supervisors
+            self._popen = subprocess.Popen(
                 guarded,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
