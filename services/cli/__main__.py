@@ -22,6 +22,7 @@ _LAZY = {
     "features": ("services.cli.features", "app"),
     "audit": ("services.cli.audit", "app"),
     "models": ("services.cli.models", "app"),
+    "providers": ("services.cli.providers", "app"),
     "drill": ("services.cli.drill.app", "drill"),
 }
 
