@@ -19,6 +19,7 @@ err = Console(stderr=True, highlight=False)
 _HINTS = {
     "UNAVAILABLE": "Does the mesh run? `twinpath up` starts one and shows where each part listens.",
     "UNAUTHENTICATED": "The token is missing, expired, or signed for another mesh.",
+    "POLICY_REFUSED": "deploy/catalog/policies/ holds the rules; the refusal is in the audit log.",
     "PERMISSION_DENIED": "deploy/catalog/access.yaml says who may call what.",
 }
 
@@ -35,7 +36,7 @@ def show_error(error: ServiceError) -> None:
         parts += [Text(""), _pairs(sorted(error.metadata.items()))]
     if error.retry_after is not None:
         parts += [Text(""), Text(f"Try again in {error.retry_after:g} s.")]
-    hint = _HINTS.get(error.code.name)
+    hint = _HINTS.get(error.reason) or _HINTS.get(error.code.name)
     if hint:
         parts += [Text(""), Text(hint, style="dim")]
     err.print(

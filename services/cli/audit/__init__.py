@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from services.cli.audit import care, offline, proofs, questions
+from services.cli.audit import care, offline, parity, proofs, questions, replay
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +27,8 @@ for _name, _command in (
     ("fallbacks", questions.fallbacks),
     ("overrides", questions.overrides),
     ("refusals", questions.refusals),
+    ("replay", replay.replay),
+    ("parity", parity.parity),
     ("query", questions.query),
     ("export", questions.export),
 ):
