@@ -68,7 +68,7 @@ def exhausted_for_s(headers: Mapping[str, str], now_unix_s: float) -> float:
 def _reset_s(value: str | None, now_unix_s: float) -> float:
     """Read a reset: seconds, `6m0s`, `20ms`, or a time by RFC 3339; 0 if it makes no sense."""
     text = (value or "").strip()
-    if re.fullmatch(r"\d{1,9}(\.\d+)?", text):
+    if re.fullmatch(r"\d{1,10}(\.\d+)?", text):
         seconds = float(text)
         return max(0.0, seconds - now_unix_s) if seconds > 1e9 else seconds
     found = _DURATION.match(text)

@@ -20,6 +20,7 @@ from services.standin import llm, oip, spans
 from services.standin.engine import Engine, UnknownModelError
 from services.standin.faults import FAULT_HEADER, Fault, Schedule
 from services.standin.ledger import CLIENT_GONE, Entry, Ledger, plain
+from services.standin.oauth import TokenServer
 from services.standin.settings import Settings
 from services.standin.wire import BODY, Wire
 
@@ -59,11 +60,13 @@ class Public:
     ledger: Ledger
     latency: Latency = field(init=False)
     _random: random.Random = field(init=False)
+    token_server: TokenServer = field(init=False)
     _tokens: dict[bytes, bool] = field(init=False)
 
     def __post_init__(self) -> None:
         self.latency = Latency(self.settings.latency_ms, self.settings.jitter_ms)
         self._random = random.Random(self.settings.seed)  # noqa: S311 - jitter, not secrets
+        self.token_server = TokenServer(self.settings.bearer, self.settings.oauth_lifetime_s)
         self._tokens = {self.settings.bearer.encode(): True}
         if self.settings.limited_bearer is not None:
             self._tokens[self.settings.limited_bearer.encode()] = False
@@ -90,6 +93,7 @@ class Public:
         for path in llm.BY_PATH:
             app.router.add_post(path, self._ask)
         app.router.add_get("/v1/models", self._list)
+        app.router.add_post("/oauth/token", self.token_server.answer)
         return app
 
     async def _count(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -157,10 +161,16 @@ class Public:
             span.set_attribute("http.response.status_code", reply.status)
             return reply
 
+    def _known(self) -> dict[bytes, bool]:
+        """Tokens, and whether each may infer."""
+        if not self.token_server.given:
+            return self._tokens
+        return self._tokens | {token.encode(): True for token in self.token_server.live()}
+
     async def _list(self, request: web.Request) -> web.Response:
         """The language models; either kind of header shows the token."""
         wires = (llm.BY_PATH["/v1/messages"], llm.BY_PATH["/v1/chat/completions"])
-        if not any(llm.authorized(wire, request, self._tokens) is not None for wire in wires):
+        if not any(llm.authorized(wire, request, self._known()) is not None for wire in wires):
             raise web.HTTPUnauthorized(text="a valid token is needed")
         data = [{"id": name, "object": "model"} for name in llm.MODELS]
         return web.json_response({"object": "list", "data": data})
@@ -185,7 +195,7 @@ class Public:
     async def _say(
         self, request: web.Request, wire: Wire, body: bytes, entry: Entry, fault: Fault | None
     ) -> web.StreamResponse:
-        may_ask = llm.authorized(wire, request, self._tokens)
+        may_ask = llm.authorized(wire, request, self._known())
         if may_ask is None:
             raise web.HTTPUnauthorized(text="a valid token is needed")
         if not may_ask:
@@ -248,7 +258,7 @@ class Public:
     def _authorize(self, request: web.Request, *, to_infer: bool) -> None:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer":
-            for known, may_infer in self._tokens.items():
+            for known, may_infer in self._known().items():
                 if hmac.compare_digest(token.strip().encode(errors="replace"), known):
                     if to_infer and not may_infer:
                         raise web.HTTPForbidden(text="this token may not infer")

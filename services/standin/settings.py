@@ -29,6 +29,9 @@ class Settings(BaseSettings):
     limited_token: SecretStr | None = Field(
         default=None, description="A token that is known but may not infer (it gets 403)."
     )
+    oauth_lifetime_s: float = Field(
+        default=300.0, gt=0, description="Seconds that a token of its token server lives."
+    )
     models: Path | None = Field(
         default=None, description="Folder with <name>/<version>/model.onnx; None: `echo` only."
     )
