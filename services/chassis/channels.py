@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from opentelemetry.instrumentation.grpc import aio_client_interceptors, filters
+from opentelemetry.instrumentation.grpc import aio_client_interceptors
 
 from services.chassis import call as calls
 from services.chassis import telemetry
@@ -102,7 +102,7 @@ def client_interceptors(
     """
     traced = []
     if telemetry.tracing():
-        traced = list(aio_client_interceptors(filter_=filters.negate(filters.health_check())))
+        traced = list(aio_client_interceptors(filter_=telemetry.worth_a_span))
     return [
         *traced,
         _UnaryFrame(default_deadline_s, token),
@@ -116,7 +116,7 @@ def connect(target: str, settings: ServiceSettings) -> grpc.aio.Channel:
         *message_options(settings.max_message_bytes),
         ("grpc.enable_retries", 0),
         ("grpc.keepalive_time_ms", 20_000),
-        ("grpc.keepalive_timeout_ms", 5_000),
+        ("grpc.keepalive_timeout_ms", 20_000),  # a machine under load is slow, not dead
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),

@@ -19,7 +19,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from opentelemetry.instrumentation.grpc import aio_server_interceptor, filters
+from opentelemetry.instrumentation.grpc import aio_server_interceptor
 
 from services.chassis import call as calls
 from services.chassis import logs, metrics, telemetry
@@ -77,7 +77,7 @@ def _server(settings: ServiceSettings) -> grpc.aio.Server:
     table = read_access_table(settings.access_file)
     traced = []
     if telemetry.tracing():
-        traced = [aio_server_interceptor(filter_=filters.negate(filters.health_check()))]
+        traced = [aio_server_interceptor(filter_=telemetry.worth_a_span)]
     # The order and its reasons: see interceptors.py.
     interceptors = [
         *traced,

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from opentelemetry import context, propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.instrumentation.grpc import filters
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -55,6 +56,11 @@ def tracing() -> bool:
     """Tell whether this process records spans at all."""
     return isinstance(trace.get_tracer_provider(), TracerProvider)
 
+
+# Health checks and descriptions are polled; their spans would bury the ones that people look for.
+worth_a_span = filters.negate(
+    filters.any_of(filters.health_check(), filters.method_name("Describe"))
+)
 
 _NO_SPAN: AbstractContextManager[trace.Span] = nullcontext(trace.INVALID_SPAN)
 

@@ -33,6 +33,9 @@ _DESCRIBE_TIMEOUT_S = 2.0
 # its caller's time is nearly up; the caller's own call ends by its own deadline.
 APPEND_TIMEOUT_S = 5.0
 
+# How long a read waits for a lost connection to come back.
+_RECONNECT_S = 0.25
+
 R = TypeVar("R")
 
 
@@ -105,8 +108,7 @@ class FeaturesClient:
             join_keys=[column(n, [q.entity[n] for q in queries]) for n in first.entity],
             request_fields=[column(n, [q.fields[n] for q in queries]) for n in first.fields],
         )
-        with _calls("features"):
-            response = await self._stub.GetFeatures(request, timeout=left)
+        response = await self._call(request, left)
         if len(response.rows) != len(queries):
             raise InternalError("WRONG_RESULT_COUNT", "features gave another number of rows")
         out: list[FeatureVector | ServiceError] = []
@@ -114,6 +116,29 @@ class FeaturesClient:
             error = from_status(row.status) if row.HasField("status") else None
             out.append(error if error is not None else vector_of_row(response, index))
         return out
+
+    async def _call(
+        self, request: features_pb2.GetFeaturesRequest, left: float
+    ) -> features_pb2.GetFeaturesResponse:
+        """Read; once more if the connection was lost, because a read changes nothing."""
+        try:
+            with _calls("features"):
+                found: features_pb2.GetFeaturesResponse = await self._stub.GetFeatures(
+                    request, timeout=left
+                )
+                return found
+        except ServiceError as error:
+            if error.reason != "FEATURES_UNREACHABLE":
+                raise
+            lost = error
+        wait = min(left, _RECONNECT_S)
+        try:
+            with _calls("features"):
+                found = await self._stub.GetFeatures(request, timeout=wait, wait_for_ready=True)
+                return found
+        except ServiceError as error:
+            late = error.code is grpc.StatusCode.DEADLINE_EXCEEDED
+            raise (lost if late else error) from None
 
 
 def _shape(values: dict[str, Any]) -> tuple[str, ...]:
