@@ -17,7 +17,7 @@ help:  ## list the jobs
 # uv installs in seconds; where it can't reach the index that pip is configured for, pip does it.
 define install
 	@$(1)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r $(LOCKS)/uv.txt
-	@$(1)/bin/uv pip install -q --python $(1)/bin/python --require-hashes -r $(2) \
+	@$(1)/bin/uv pip install -q --compile-bytecode --python $(1)/bin/python --require-hashes -r $(2) \
 	  || $(1)/bin/python -m pip install -q --require-hashes -r $(2)
 endef
 

@@ -134,8 +134,10 @@ class FeaturesClient:
         wait = min(left, _RECONNECT_S)
         try:
             with _calls("features"):
-                found = await self._stub.GetFeatures(request, timeout=wait, wait_for_ready=True)
-                return found
+                again: features_pb2.GetFeaturesResponse = await self._stub.GetFeatures(
+                    request, timeout=wait, wait_for_ready=True
+                )
+                return again
         except ServiceError as error:
             late = error.code is grpc.StatusCode.DEADLINE_EXCEEDED
             raise (lost if late else error) from None
