@@ -123,6 +123,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
     replays = Replays(
         steps=steps,
         dispatcher=dispatcher,
+        streams=streams,
         admission=admission,
         audit=audit,
         catalog=catalog,

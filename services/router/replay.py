@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
@@ -36,6 +37,7 @@ from services.router.outputs import check_outputs
 from services.router.plan import Kind, Plan, Refusal
 from services.router.ports import Audit
 from services.router.steps import CatalogView, Steps, refusal, size_class_of
+from services.router.streams import Collected, Streams
 from twinpath.audit.v1 import audit_pb2, record_pb2
 from twinpath.common.v1 import context_pb2, decision_pb2
 from twinpath.inference import digest
@@ -71,6 +73,7 @@ class Replays:
         *,
         steps: Steps,
         dispatcher: Dispatcher,
+        streams: Streams,
         admission: Admission,
         audit: Audit,
         catalog: Callable[[], CatalogView],
@@ -79,6 +82,7 @@ class Replays:
     ) -> None:
         self._steps = steps
         self._dispatcher = dispatcher
+        self._streams = streams
         self._admission = admission
         self._audit = audit
         self._catalog = catalog
@@ -244,6 +248,13 @@ class Replays:
         return (await self._audit.append(entry)).leaf_index
 
     async def _dispatch(self, decision: Decision) -> Answer:
+        if decision.task.streaming:
+            answer, collected = Answer(), Collected()
+            async with aclosing(self._streams.dispatch(decision, answer, collected)) as chunks:
+                async for _ in chunks:
+                    pass  # nobody listens: the whole counts
+            return answer
+
         async def intent_durable() -> None:
             return  # it is: nothing was called before it was
 

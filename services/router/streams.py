@@ -121,7 +121,7 @@ class Streams:
                 raise await self._steps.refuse(decision, plan)
             await self._steps.intend(decision)
             answer, collected = Answer(), Collected()
-            async with aclosing(self._dispatch(decision, answer, collected)) as chunks:
+            async with aclosing(self.dispatch(decision, answer, collected)) as chunks:
                 async for chunk in chunks:
                     yield Message(chunk=chunk)
             if answer.error is not None:
@@ -129,10 +129,13 @@ class Streams:
             reply = await self._steps.record(decision, self._steps.reply(decision, answer))
             yield Message(final=reply)
 
-    async def _dispatch(
+    async def dispatch(
         self, decision: Decision, answer: Answer, collected: Collected
     ) -> AsyncGenerator[inference_pb2.InferChunk]:
-        """Try the plan in order until a first chunk comes; then stay with that candidate."""
+        """Try the plan in order until a first chunk comes; then stay with that candidate.
+
+        The decision's INTENT must be durable. `answer` has an output or an error in the end.
+        """
         assert decision.plan is not None
 
         async def durable() -> None:

@@ -233,7 +233,7 @@ def _sentence(found: _Parity, share: agreement.Share, verdict: agreement.Verdict
     if verdict is agreement.Verdict.FAILS:
         return f"at most {share.high:.2%} of answers are the same"
     if not share.size:
-        return "nothing could be replayed"
+        return "nothing could be replayed" if found.population else "the log has no such decision"
     least = agreement.needed(found.required, share.confidence)
     more = f"it takes {least} replays at least" if share.size < least else "a larger sample may say"
     return f"{share.size} replays don't show it either way; {more}"

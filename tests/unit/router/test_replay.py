@@ -18,6 +18,7 @@ from services.router.steps import CatalogView
 from tests.unit.router.ports import World, answer, ask, failure
 from twinpath.common.v1 import context_pb2
 from twinpath.inference import tensors
+from twinpath.inference.v1 import inference_pb2
 from twinpath.router.v1 import router_pb2
 
 LOCAL, REMOTE = context_pb2.PATH_LOCAL, context_pb2.PATH_REMOTE
@@ -32,6 +33,7 @@ class ReplayWorld(World):
         self.replays = Replays(
             steps=self.steps,
             dispatcher=self.pipeline._dispatcher,
+            streams=self.streams,
             admission=self.pipeline._admission,
             audit=self.audit,
             catalog=lambda: CatalogView(self.catalog, stale=False),
@@ -218,3 +220,19 @@ async def test_an_input_that_is_not_what_its_digest_says_is_not_replayed() -> No
         await world.replay(first.decision_id)
     assert caught.value.reason == "INPUT_DIGEST_MISMATCH"
     assert len(world.local.items) == 1
+
+
+async def test_a_streamed_decision_is_replayed_as_a_whole() -> None:
+    """A streaming task's candidate is asked in chunks again, and the whole texts are compared."""
+    world = ReplayWorld()
+    world.local.script = ["Hel", "lo", inference_pb2.InferResult()]
+    await world.board.refresh()
+    request = router_pb2.InferRequest(task="note_summary")
+    request.entity["note_id"].string_value = "n1"
+    request.fields["note"].string_value = "One. Two."
+    messages = [m async for m in world.streams.decide(request, world.call())]
+    decision = messages[-1].final.decision_id
+    world.local.script = ["Hello", inference_pb2.InferResult()]
+    assert (await world.replay(decision)).agrees
+    world.local.script = ["Hell", inference_pb2.InferResult()]
+    assert not (await world.replay(decision)).agrees
