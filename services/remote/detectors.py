@@ -44,8 +44,14 @@ _SECRETS = re.compile(
     r"|\bxox[abprs]-[A-Za-z0-9-]{10,}\b"
     r"|\bAIza[A-Za-z0-9_-]{35}\b"
     r"|\beyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"
-    r"|(?i:\b(?:password|passwd|api[_-]?key|secret|token)\b[\"']?\s*[:=]\s*[\"']?)[^\s\"',;]{8,}"
 )
+_ASSIGNED = re.compile(
+    r"\b(?:password|passwd|api[_-]?key|secret|token)\b[\"']?\s*[:=]\s*[\"']?[^\s\"',;]{8,}",
+    re.IGNORECASE,
+)
+# Most texts hold none of these, and to see that is much cheaper than to search by pattern.
+_MARKS = ("PRIVATE KEY", "AKIA", "ASIA", "gh", "sk-", "xox", "AIza", "eyJ")
+_DIGIT = re.compile(r"\d")
 _NIE_DIGITS = {"X": "0", "Y": "1", "Z": "2"}
 _DNI_LETTERS = "TRWAGMYFPDXBNJZSQVHLCKE"
 _HETU_LETTERS = "0123456789ABCDEFHJKLMNPRSTUVWXY"
@@ -105,19 +111,29 @@ def _national_id(text: str) -> bool:
     return False
 
 
+def _secret(text: str) -> bool:
+    if any(mark in text for mark in _MARKS) and _SECRETS.search(text):
+        return True
+    return (":" in text or "=" in text) and _ASSIGNED.search(text) is not None
+
+
 _DETECTORS: dict[DetectorName, Callable[[str], bool]] = {
     "card": _card,
     "iban": _iban,
     "email": lambda text: "@" in text and _EMAIL.search(text) is not None,
     "phone": lambda text: _PHONE.search(text) is not None,
     "national_id": _national_id,
-    "secret": lambda text: _SECRETS.search(text) is not None,
+    "secret": _secret,
 }
+_OF_DIGITS = frozenset({"card", "iban", "phone", "national_id"})
 NAMES: tuple[DetectorName, ...] = tuple(_DETECTORS)
 
 
 def find(text: str, allow: frozenset[DetectorName] = frozenset()) -> Iterator[DetectorName]:
     """Yield the names of what a text holds; never the text found."""
+    digits = _DIGIT.search(text) is not None
     for name, detect in _DETECTORS.items():
-        if name not in allow and detect(text):
+        if name in allow or (name in _OF_DIGITS and not digits):
+            continue
+        if detect(text):
             yield name

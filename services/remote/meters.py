@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cache
+
 from prometheus_client import Counter, Gauge, Histogram
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -45,3 +48,28 @@ LIMITS_LOCAL = Counter(
     "twinpath_remote_limits_local_total",
     "Items limited by this replica alone, because the state store did not answer.",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMeters:
+    """The metrics of one model at one vendor."""
+
+    duration: Histogram
+    bytes_out: Counter
+    bytes_in: Counter
+
+
+# Looking labels up takes longer than counting; the catalog bounds how many there are.
+@cache
+def of(provider: str, model: str) -> ModelMeters:
+    """Return the metrics of a model that the catalog knows."""
+    labels = (provider, model)
+    return ModelMeters(
+        DURATION.labels(*labels), BYTES.labels(*labels, "out"), BYTES.labels(*labels, "in")
+    )
+
+
+@cache
+def attempts(provider: str, model: str, reason: str) -> Counter:
+    """Return the counter of attempts that ended for a reason."""
+    return ATTEMPTS.labels(provider, model, reason)

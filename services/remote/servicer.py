@@ -174,13 +174,13 @@ def _us_since(start: float) -> int:
 def _count(item: inference_pb2.InferItem, metering: inference_pb2.Metering, reason: str) -> None:
     """Count an item. Names that the catalog does not know would make labels without end."""
     if not metering.sent:
-        meters.ATTEMPTS.labels("", "", reason).inc()
+        meters.attempts("", "", reason).inc()
         return
-    labels = (item.provider, item.model)
-    meters.ATTEMPTS.labels(*labels, reason).inc()
-    meters.DURATION.labels(*labels).observe(metering.latency_us / 1e6)
-    meters.BYTES.labels(*labels, "out").inc(metering.bytes_out)
-    meters.BYTES.labels(*labels, "in").inc(metering.bytes_in)
+    counters = meters.of(item.provider, item.model)
+    meters.attempts(item.provider, item.model, reason).inc()
+    counters.duration.observe(metering.latency_us / 1e6)
+    counters.bytes_out.inc(metering.bytes_out)
+    counters.bytes_in.inc(metering.bytes_in)
     if metering.HasField("cost"):
         basis = decision_pb2.CostBasis.Name(metering.cost.basis).removeprefix("COST_BASIS_")
-        meters.COST.labels(*labels, basis.lower()).inc(metering.cost.nanos)
+        meters.COST.labels(item.provider, item.model, basis.lower()).inc(metering.cost.nanos)
