@@ -56,6 +56,7 @@ _FORMS: dict[str, tuple[str, str, str]] = {
     "openai-responses": ("https://api.openai.com/v1", "", _TEXT + _BY_TOKENS),
     "openai-embeddings": ("https://api.openai.com/v1", "", _TEXTS + _BY_TOKENS),
     "anthropic-messages": ("https://api.anthropic.com/v1", "", _TEXT + _BY_TOKENS),
+    "oip-grpc": ("", "", _ROWS + _BY_CALLS),
     "oip-http": ("", "", _ROWS + _BY_CALLS),
     "sagemaker": ("", "options: {aws_region: eu-central-1}\n", _ROWS + _BY_CALLS),
     "template": ("", "", _FILLED + _BY_CALLS),

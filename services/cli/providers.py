@@ -95,8 +95,8 @@ def new(
 ) -> None:
     """Write the file of a new provider, whole and checked, for you to edit.
 
-    Protocols: oip-http, openai-chat, openai-responses, openai-embeddings, anthropic-messages,
-    sagemaker, template.
+    Protocols: oip-http, oip-grpc, openai-chat, openai-responses, openai-embeddings,
+    anthropic-messages, sagemaker, template.
     """
     path = catalog / "providers" / f"{name}.yaml"
     try:

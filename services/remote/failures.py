@@ -68,7 +68,7 @@ HTTP: dict[int, Failure] = {
     529: Failure(UnavailableError, "VENDOR_OVERLOADED", "it is overloaded"),
 }
 _REDIRECT = Failure(FailedPreconditionError, "VENDOR_REDIRECT", "it redirects; we don't follow")
-_OTHER_4XX = Failure(FailedPreconditionError, "VENDOR_REFUSED", "it refused the request")
+REFUSED_REQUEST = Failure(FailedPreconditionError, "VENDOR_REFUSED", "it refused the request")
 _OTHER_5XX = HTTP[500]
 
 # An answer with status 200 that is not one. The `rule` in the metadata says what it breaks.
@@ -124,7 +124,7 @@ def of_status(
         if 300 <= status < 400:
             failure = _REDIRECT
         elif 400 <= status < 500:
-            failure = _OTHER_4XX
+            failure = REFUSED_REQUEST
         elif status >= 500:
             failure = _OTHER_5XX
         else:

@@ -9,8 +9,10 @@ import time
 from types import TracebackType
 from typing import Self
 
+import grpc.aio
 from aiohttp import web
 
+from services.standin import oip_grpc
 from services.standin.admin import admin_app
 from services.standin.engine import Engine
 from services.standin.faults import Schedule
@@ -44,6 +46,8 @@ class StandIn:
         self._admin: web.AppRunner | None = None
         self._watch: asyncio.Task[None] | None = None
         self._switching = asyncio.Lock()
+        self._grpc: grpc.aio.Server | None = None
+        self.grpc_port = 0
         self.port = settings.port
         self.admin_port = settings.admin_port
 
@@ -78,6 +82,10 @@ class StandIn:
             await self.stop()
             raise
         self.admin_port = self._admin.addresses[0][1]
+        if self.settings.grpc_port is not None:
+            self._grpc, self.grpc_port = await oip_grpc.serve(
+                self.public, self.settings.host, self.settings.grpc_port
+            )
         self._watch = asyncio.create_task(self._keep_settled(), name="standin-outage")
         log.info("stand-in vendor at %s, its admin at %s", self.url, self.admin_url)
         return self
@@ -88,6 +96,8 @@ class StandIn:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
+        if self._grpc is not None:
+            await self._grpc.stop(0)
         for runner in (self._runner, self._admin):
             if runner is not None:
                 await runner.cleanup()

@@ -21,6 +21,9 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", description="Address of the public protocol.")
     port: int = Field(default=0, ge=0, le=65535, description="Its port; 0 takes a free one.")
+    grpc_port: int | None = Field(
+        default=None, ge=0, le=65535, description="Port of its gRPC side; absent: there is none."
+    )
     admin_port: int = Field(
         default=0, ge=0, le=65535, description="Port of the admin endpoint, always on 127.0.0.1."
     )

@@ -22,6 +22,7 @@ from services.remote.yaml_lines import Mistake
 # Imported when a provider file names them: each may need a package that others don't.
 _FILES = {
     "anthropic-messages": "anthropic_messages",
+    "oip-grpc": "oip_grpc",
     "oip-http": "oip_http",
     "openai-chat": "openai_chat",
     "openai-embeddings": "openai_embeddings",
@@ -64,6 +65,8 @@ def mistakes(provider: Provider) -> Iterator[Mistake]:
             found = True
             for fault in error.errors():
                 yield (*place, *fault["loc"]), fault["msg"].removeprefix("Value error, ")
+    if hasattr(module, "check_provider"):
+        yield from module.check_provider(provider)
     check = getattr(module, "check", None)
     if check is not None and not found:
         for index, model in enumerate(provider.models):

@@ -188,7 +188,8 @@ async def start_remote(
     async with StandIn(StandInSettings(**(token | (standin or {})))) as vendor:
         catalog = write_catalog(folder, base_url or vendor.url, **options)
         if provider is not None:
-            text = provider(base_url or vendor.url, folder / "vendor.token")
+            where = f"http://127.0.0.1:{vendor.grpc_port}" if vendor.grpc_port else vendor.url
+            text = provider(base_url or where, folder / "vendor.token")
             (catalog / "providers" / "standin.yaml").write_text(text)
         settings = settings_for(
             RemoteSettings, keys, catalog=catalog, grant_keys=keys.grant_keys, **fields

@@ -1,0 +1,234 @@
+"""The Open Inference Protocol v2 over gRPC (KServe, MLServer, Seldon, Triton elsewhere).
+
+The base URL is `https://host:port` (TLS) or, on this machine, `http://host:port`. The messages
+are tritonclient's: there must be one package called `inference` in a process, and it owns it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+from tritonclient.grpc import service_pb2
+
+from services.chassis.clock import Clock
+from services.chassis.errors import ServiceError
+from services.remote import failures
+from services.remote.catalog import Model, Options, Provider
+from services.remote.http_vendor import usable_s
+from services.remote.prices import day_of, price_on
+from services.remote.provider import Answer, Ask, Tensors
+from services.remote.tensor_fit import violations
+from services.remote.tokens import TokenSource
+from services.remote.wire import AnswerError, Usage
+from services.remote.yaml_lines import Mistake
+from twinpath.common.v1 import decision_pb2
+from twinpath.inference import tensors
+from twinpath.inference.v1 import inference_pb2, tensor_pb2
+
+RENDERER = "oip-grpc/1"
+_SERVICE = "/inference.GRPCInferenceService/"
+_FAILURES: dict[grpc.StatusCode, failures.Failure] = {
+    grpc.StatusCode.INVALID_ARGUMENT: failures.HTTP[400],
+    grpc.StatusCode.OUT_OF_RANGE: failures.HTTP[400],
+    grpc.StatusCode.UNAUTHENTICATED: failures.HTTP[401],
+    grpc.StatusCode.PERMISSION_DENIED: failures.HTTP[403],
+    grpc.StatusCode.NOT_FOUND: failures.HTTP[404],
+    grpc.StatusCode.ABORTED: failures.HTTP[409],
+    grpc.StatusCode.ALREADY_EXISTS: failures.HTTP[409],
+    grpc.StatusCode.FAILED_PRECONDITION: failures.REFUSED_REQUEST,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: failures.HTTP[429],
+    grpc.StatusCode.UNKNOWN: failures.HTTP[500],
+    grpc.StatusCode.INTERNAL: failures.HTTP[500],
+    grpc.StatusCode.DATA_LOSS: failures.ANSWER_INVALID,
+    grpc.StatusCode.UNIMPLEMENTED: failures.HTTP[501],
+    grpc.StatusCode.UNAVAILABLE: failures.HTTP[503],
+    grpc.StatusCode.DEADLINE_EXCEEDED: failures.TIMEOUT,
+    grpc.StatusCode.CANCELLED: failures.LOST,
+}
+
+
+class ModelOptions(Options):
+    """None."""
+
+
+class ProviderOptions(Options):
+    """None."""
+
+
+def check_provider(provider: Provider) -> Iterator[Mistake]:
+    """Yield what this adapter can't do that HTTP's can."""
+    if provider.token.oauth2 is not None:
+        yield ("token", "oauth2"), "over gRPC a token comes from a file or the environment"
+    for index, model in enumerate(provider.models):
+        if model.token is not None:
+            yield ("models", index, "token"), "over gRPC all models have the provider's token"
+
+
+def make(provider: Provider, clock: Clock, max_answer_bytes: int) -> OipGrpc:
+    """Return the adapter."""
+    return OipGrpc(provider, clock, max_answer_bytes)
+
+
+class OipGrpc:
+    """See `provider.Adapter`. Messages go as bytes, so that what is digested is what leaves."""
+
+    def __init__(self, provider: Provider, clock: Clock, max_answer_bytes: int) -> None:
+        self._provider = provider
+        self._clock = clock
+        self._token = TokenSource(provider.name, provider.token)
+        url = urlsplit(provider.base_url)
+        secure = url.scheme == "https"
+        target = f"{url.hostname}:{url.port or (443 if secure else 80)}"
+        options = [
+            ("grpc.max_receive_message_length", max_answer_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.enable_retries", 0),
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.max_reconnect_backoff_ms", 1_000),
+        ]
+        self._channel = (
+            grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(), options)
+            if secure
+            else grpc.aio.insecure_channel(target, options)
+        )
+        self._infer: Any = self._channel.unary_unary(_SERVICE + "ModelInfer")
+        self._ready: Any = self._channel.unary_unary(_SERVICE + "ServerReady")
+
+    def streams(self, model: Model) -> bool:
+        """Never: the protocol has no stream that all servers share."""
+        del model
+        return False
+
+    async def infer(self, ask: Ask, metering: inference_pb2.Metering) -> Answer:
+        """See `Adapter`."""
+        content = _render(ask)
+        metadata = [*ask.headers.items(), ("authorization", f"Bearer {self._token.token()}")]
+        deadline = self._clock.monotonic() + min(
+            usable_s(ask.time_left_s), self._provider.timeout_s
+        )
+        await self._connected(deadline)
+        metering.sent = True
+        metering.bytes_out = len(content)
+        metering.wire_digest = hashlib.sha256(content).digest()
+        metering.renderer_version = RENDERER
+        try:
+            reply = await self._infer(
+                content, metadata=metadata, timeout=max(0.001, deadline - self._clock.monotonic())
+            )
+        except grpc.aio.AioRpcError as error:
+            raise self._of(error) from None
+        metering.bytes_in = len(reply)
+        self._bill(ask.model, metering)
+        try:
+            version, outputs = _parse(reply)
+        except AnswerError as error:
+            raise failures.ANSWER_INVALID.error(self._provider.name, rule=error.rule) from None
+        metering.reported_version = version[:128]
+        if violations(outputs, ask.model.outputs, "outputs"):
+            raise failures.OUTPUT_MISMATCH.error(self._provider.name)
+        return Answer(outputs)
+
+    async def stream(
+        self, ask: Ask, metering: inference_pb2.Metering
+    ) -> AsyncGenerator[Tensors | Answer, None]:
+        """Never called: see `streams`."""
+        del metering
+        raise NotImplementedError(f"{ask.model.name} does not stream")
+        yield ()  # makes this a generator
+
+    async def probe(self, time_left_s: float) -> None:
+        """See `Adapter`."""
+        deadline = self._clock.monotonic() + time_left_s
+        await self._connected(deadline)
+        metadata = [("authorization", f"Bearer {self._token.token()}")]
+        left = max(0.001, deadline - self._clock.monotonic())
+        try:
+            reply = await self._ready(b"", metadata=metadata, timeout=left)
+            ready = service_pb2.ServerReadyResponse.FromString(reply).ready
+        except grpc.aio.AioRpcError as error:
+            raise self._of(error) from None
+        except DecodeError:
+            ready = False
+        if not ready:
+            raise failures.HTTP[503].error(self._provider.name)
+
+    async def aclose(self) -> None:
+        """See `Adapter`."""
+        await self._channel.close()
+
+    async def _connected(self, deadline: float) -> None:
+        """Wait for a connection: what fails before there is one has sent nothing."""
+        left = deadline - self._clock.monotonic()
+        if self._channel.get_state(try_to_connect=True) == grpc.ChannelConnectivity.READY:
+            return
+        try:
+            async with asyncio.timeout(min(left, self._provider.connect_timeout_s)):
+                await self._channel.channel_ready()
+        except TimeoutError:
+            raise failures.REFUSED.error(self._provider.name) from None
+
+    def _of(self, error: grpc.aio.AioRpcError) -> ServiceError:
+        failure = _FAILURES.get(error.code(), failures.HTTP[500])
+        return failure.error(self._provider.name, grpc_code=error.code().name)
+
+    def _bill(self, model: Model, metering: inference_pb2.Metering) -> None:
+        price = price_on(model.price, day_of(self._clock.unix_us()))
+        if price is not None:
+            metering.cost.currency_code = "USD"
+            metering.cost.nanos = price.nanos(Usage(), metering.bytes_out, metering.bytes_in)
+            metering.cost.basis = decision_pb2.COST_BASIS_ESTIMATED
+
+
+def _render(ask: Ask) -> bytes:
+    """Write a request with raw contents: the very bytes that were digested."""
+    request = service_pb2.ModelInferRequest(
+        model_name=ask.model.on_wire, model_version=ask.model.version
+    )
+    for tensor in ask.tensors:
+        request.inputs.add(
+            name=tensor.name, datatype=tensors.datatype_name(tensor.datatype), shape=tensor.shape
+        )
+        request.raw_input_contents.append(tensor.raw)
+    if not any(entry.optional for entry in ask.model.outputs):
+        for entry in ask.model.outputs:
+            request.outputs.add(name=entry.name)
+    content: bytes = request.SerializeToString(deterministic=True)
+    return content
+
+
+def _parse(content: bytes) -> tuple[str, list[tensor_pb2.Tensor]]:
+    """Read an answer strictly; raises AnswerError."""
+    try:
+        reply = service_pb2.ModelInferResponse.FromString(content)
+    except DecodeError:
+        raise AnswerError("protobuf") from None
+    raws = reply.raw_output_contents
+    if raws and len(raws) != len(reply.outputs):
+        raise AnswerError("raw_output_contents")
+    outputs = []
+    for index, output in enumerate(reply.outputs):
+        try:
+            datatype = tensors.datatype_value(output.datatype)
+        except ValueError:
+            raise AnswerError("datatype") from None
+        tensor = tensor_pb2.Tensor(name=output.name, shape=output.shape)
+        tensor.datatype = datatype  # type: ignore[assignment]
+        try:
+            if raws:
+                tensor.raw = raws[index]
+            else:  # the same fields as the contract's
+                tensor.contents.ParseFromString(output.contents.SerializeToString())
+                (tensor,) = tensors.normalize([tensor])
+            tensors.check_raw(tensor)
+        except (tensors.TensorError, DecodeError):
+            raise AnswerError("contents") from None
+        outputs.append(tensor)
+    return reply.model_version, outputs
