@@ -168,7 +168,11 @@ class OsFileSystem:
             os.fdatasync(file)
         finally:
             os.close(file)
-        temporary.replace(self.directory / name)
+        with self._reading:  # nobody reads on in the file that was there before
+            temporary.replace(self.directory / name)
+            reader = self._readers.pop(name, -1)
+            if reader >= 0:
+                os.close(reader)
         self.sync_directory()
 
     def remove(self, name: str) -> None:

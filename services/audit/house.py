@@ -11,6 +11,7 @@ import logging
 
 from services.audit import upkeep
 from services.audit.checkpoint import CheckpointError
+from services.audit.expiry import Expiry
 from services.audit.journal import CorruptLogError
 from services.audit.ledger import Ledger
 from services.audit.reading import Reader
@@ -32,6 +33,7 @@ class House:
         self._clock = clock
         self._ledger: Ledger | None = None
         self._reader: Reader | None = None
+        self._expiry: Expiry | None = None
         self._closed: ServiceError = UnavailableError("LOG_OPENING", "the log is being opened")
         self._corrupt = False
 
@@ -49,6 +51,13 @@ class House:
             raise self._closed
         return self._reader
 
+    @property
+    def expiry(self) -> Expiry:
+        """The open ledger's retention; a ServiceError that says why there is none."""
+        if self._expiry is None:
+            raise self._closed
+        return self._expiry
+
     async def open(self) -> bool:
         """Try to open the log; False, with the reason kept for callers, if it can't be."""
         try:
@@ -63,7 +72,8 @@ class House:
             self._closed = UnavailableError("LOG_UNAVAILABLE", str(error), retry_after=1.0)
         else:
             self._ledger = Ledger(storage, self._settings, self._clock)
-            self._reader = Reader(self._ledger)
+            self._expiry = Expiry(self._ledger, self._settings.retention_file)
+            self._reader = Reader(self._ledger, self._expiry.gone)
             log.info("the log is open", extra={"records": storage.recovery.size})
             return True
         return False
@@ -79,6 +89,7 @@ class House:
             group.create_task(_raise(self._ledger.failed))
             group.create_task(self._ledger.run_index())
             group.create_task(upkeep.save_regularly(self._ledger))
+            group.create_task(self.expiry.run_regularly(settings.retention_interval_s))
             group.create_task(upkeep.sign_regularly(self.reader, settings.checkpoint_interval_s))
             group.create_task(
                 upkeep.reconcile_regularly(
@@ -104,7 +115,7 @@ class House:
             await self._reader.checkpoint(now=True)
             await ledger.index.flush()
             await upkeep.save_seen(ledger)
-        self._reader = None
+        self._reader = self._expiry = None
         ledger.storage.close()
 
     def _probe(self, storage: Storage) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -240,6 +240,39 @@ class Index:
             where, values = self._conditions(search, -1)
             sql = f"SELECT count(*) FROM records WHERE {where}"  # noqa: S608
             return int(self._searcher.execute(sql, values).fetchone()[0])
+
+    def tasks(self, kind: int) -> list[str]:
+        """Return the tasks that have records of a kind, by name."""
+        with self._searching:
+            rows = self._searcher.execute("SELECT DISTINCT task FROM records ORDER BY task")
+            names = [name for (name,) in rows if name]
+            sql = "SELECT 1 FROM records WHERE task = ? AND kind = ? LIMIT 1"
+            return [n for n in names if self._searcher.execute(sql, (n, kind)).fetchone()]
+
+    def newest(self, subject: str, kind: int) -> dict[str, int]:
+        """Return, by task, the record time of a subject's newest record of a kind."""
+        with self._searching:
+            return dict(
+                self._searcher.execute(
+                    "SELECT task, max(time_us) FROM records "
+                    "WHERE subject = ? AND subject <> '' AND kind = ? GROUP BY task",
+                    (subject, kind),
+                ).fetchall()
+            )
+
+    def retained(self) -> dict[str, int]:
+        """Return, by task, the leaf up to which expired payloads were removed."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT substr(name, 10), value FROM state WHERE name LIKE 'retained:%'"
+            )
+            return dict(rows.fetchall())
+
+    def set_retained(self, leaves: Mapping[str, int]) -> None:
+        """Keep them; losing them costs a longer look and nothing else."""
+        with self._lock:
+            for task, leaf in leaves.items():
+                self._set(f"retained:{task}", leaf)
 
     def overdue(self, now_us: int, ends: Sequence[int], limit: int = 256) -> list[tuple[str, int]]:
         """Return (decision, leaf) of INTENTs whose time is up and that have no end.

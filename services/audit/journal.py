@@ -17,7 +17,8 @@ from __future__ import annotations
 import bisect
 import errno
 import struct
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -103,6 +104,8 @@ class Journal:
         self._limits = limits
         self._out: Appender | None = None
         self._failed: JournalFailedError | None = None
+        self._rolling = False
+        self._blanking = threading.Lock()
         self._size = segments[-1].next_index if segments else 0
 
     @staticmethod
@@ -220,7 +223,60 @@ class Journal:
         """
         if not 0 <= index < self._size:
             raise IndexError(f"record {index} of {self._size}")
-        segment = self._segments[bisect.bisect_right(self._starts, index) - 1]
+        segment = self._segment_of(index)
+        try:
+            return self._read_from(segment, index)
+        except CorruptLogError:
+            # Unless it was written anew between the look at its offsets and the reading.
+            with self._blanking:
+                now = self._segment_of(index)
+            if now is segment:
+                raise
+            return self._read_from(now, index)
+
+    def roll(self) -> None:
+        """Let the next batch begin a new segment, so that the present one is sealed."""
+        self._rolling = True
+
+    def is_sealed(self, index: int) -> bool:
+        """Tell whether a record stands in a segment that takes no more."""
+        return self._segment_of(index) is not self._segments[-1]
+
+    def is_blank(self, index: int) -> bool:
+        """Tell whether a record is empty, as `blank` leaves it."""
+        segment = self._segment_of(index)
+        at = (index - segment.first_index) * HASH_SIZE
+        return segment.hashes[at : at + HASH_SIZE] == self._hasher(b"")
+
+    def blank(self, indexes: Iterable[int]) -> None:
+        """Write sealed segments anew with these records empty. Blocks; appends go on meanwhile.
+
+        Each segment is replaced as a whole, so a crash leaves the old one or the new one. Only
+        for a log that nothing is proven of by its hashes, as that of the payloads.
+
+        Raises:
+            CorruptLogError: a segment is damaged.
+            OSError: the disk can't take it; segments before it were replaced.
+        """
+        by_segment: dict[int, set[int]] = {}
+        for index in indexes:
+            number = bisect.bisect_right(self._starts, index) - 1
+            by_segment.setdefault(number, set()).add(index)
+        for number, gone in sorted(by_segment.items()):
+            old = self._segments[number]
+            if old is self._segments[-1]:
+                raise ValueError(f"{old.name} is still written to")
+            data = self._files.read_all(old.name)[: old.size]
+            new, replaced = _blanked(data, old, gone, self._hasher)
+            with self._blanking:
+                self._files.replace(new.name, replaced)
+                self._segments[number] = new
+            self._seal(new)
+
+    def _segment_of(self, index: int) -> Segment:
+        return self._segments[bisect.bisect_right(self._starts, index) - 1]
+
+    def _read_from(self, segment: Segment, index: int) -> bytes:
         at = segment.offsets[index - segment.first_index]
         head = self._files.read_at(segment.name, at, frames.RECORD_HEADER.size + 1024)
         length, crc = frames.RECORD_HEADER.unpack_from(head)
@@ -258,12 +314,14 @@ class Journal:
             and (
                 len(segment.offsets) + count > self._limits.segment_records
                 or segment.size + size > self._limits.segment_bytes
+                or self._rolling
             )
         )
         if segment is None or full:
             if self._out is not None:
                 self._out.close()
                 self._out = None
+            self._rolling = False
             sealed, segment = segment, _start_segment(self._files, self._size)
             if sealed is not None:
                 self._seal(sealed)
@@ -384,6 +442,28 @@ def _scan_last(
             out.close()
         return segment, Recovery(0, len(data) - error.offset, name)
     return segment, Recovery(0)
+
+
+def _blanked(
+    data: bytes, old: Segment, gone: Collection[int], hasher: Hasher
+) -> tuple[Segment, bytes]:
+    """Return a segment with some of its records empty, and its bytes."""
+    header = frames.segment_header(old.first_index)
+    new = Segment(old.name, old.first_index, hashes=bytearray(old.hashes), size=len(header))
+    parts = [header]
+    for _, batch in _checked_batches(data, old):
+        leaves = [b"" if record.index in gone else record.leaf for record in batch]
+        buffers, offsets = frames.batch(batch[0].index, leaves)
+        new.offsets.extend([new.size + offset for offset in offsets])
+        parts.extend(buffers)
+        new.size += sum(map(len, buffers))
+    empty = hasher(b"")
+    for index in gone:
+        at = (index - old.first_index) * HASH_SIZE
+        new.hashes[at : at + HASH_SIZE] = empty
+    written = b"".join(parts)
+    new.crc = crc32(written)
+    return new, written
 
 
 def _take(

@@ -11,7 +11,8 @@ import os
 import sqlite3
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -113,11 +114,51 @@ class KeyStore:
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute("PRAGMA secure_delete=ON")
         self._db.executescript(_SCHEMA)
+        self._frozen: frozenset[str] = frozenset()
         self._gone = {row[0] for row in self._db.execute("SELECT pseudonym FROM destroyed")}
 
     def is_destroyed(self, pseudonym: str) -> bool:
         """Tell whether the pseudonym's keys were destroyed; never touches the disk."""
         return pseudonym in self._gone
+
+    def is_frozen(self, pseudonym: str) -> bool:
+        """Tell whether the pseudonym's payload key is being replaced; never touches the disk."""
+        return pseudonym in self._frozen
+
+    @contextmanager
+    def frozen(self, pseudonyms: Iterable[str]) -> Iterator[None]:
+        """Let nobody seal with these keys for a moment; one such moment at a time."""
+        self._frozen = frozenset(pseudonyms)
+        try:
+            yield
+        finally:
+            self._frozen = frozenset()
+
+    def renew_payload_keys(self, pseudonyms: Sequence[str]) -> int:
+        """Replace payload keys that have nothing left to open; return how many were.
+
+        HMAC key and pseudonym stay: the records are about the same subject as before.
+
+        Raises:
+            ErasureIncompleteError: another reader kept the store from forgetting.
+        """
+        with self._lock:
+            count = 0
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                for pseudonym in pseudonyms:
+                    count += self._db.execute(
+                        "UPDATE subjects SET payload_key = ? WHERE pseudonym = ?",
+                        (self._random(32), pseudonym),
+                    ).rowcount
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._cache.clear()
+            if count:
+                self._forget_pages()
+            return count
 
     def cached(self, subject: str) -> SubjectKeys | None:
         """Return the keys if they are in memory; never touches the disk."""
@@ -229,7 +270,10 @@ class KeyStore:
             self._db.execute("ROLLBACK")
             raise
         self._gone.update(pseudonyms)
-        # The write-ahead log still holds the page that the key was written to: fold it in, cut it.
+        self._forget_pages()
+
+    def _forget_pages(self) -> None:
+        """Fold the write-ahead log, which still holds pages with old keys, in, and cut it."""
         busy = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         if busy:
             raise ErasureIncompleteError("the key store is being read by another process")

@@ -110,7 +110,12 @@ class Ledger:
                 losers.append(at)
                 continue
             keys = keyring.cached(names[at]) or loaded.get(names[at])
-            if keys is None or keyring.is_destroyed(keys.pseudonym):  # erased just now
+            # Erased just now, or about to get another key.
+            if (
+                keys is None
+                or keyring.is_destroyed(keys.pseudonym)
+                or keyring.is_frozen(keys.pseudonym)
+            ):
                 error = UnavailableError("SUBJECT_BUSY", "the subject's keys are changing")
                 results[at] = Appended(error=error)
                 continue
@@ -136,6 +141,10 @@ class Ledger:
     def now_us(self) -> int:
         """Return the record time for a record that is appended before the next `await`."""
         return self._now_us()
+
+    def clock_us(self) -> int:
+        """Return the time, as record times count it."""
+        return max(self._last_time_us, self._clock.unix_us())
 
     def is_claimed(self, decision: str) -> bool:
         """Tell whether an OUTCOME for the decision is on its way to the disk."""

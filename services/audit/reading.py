@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from services.audit import metrics, records
 from services.audit.checkpoint import Checkpoint
@@ -29,8 +29,11 @@ _KEPT_NOTES = 4096
 class Reader:
     """Reads a ledger. All methods see everything that was acknowledged before they were called."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        """Wrap a ledger."""
+    def __init__(
+        self, ledger: Ledger, expired: Callable[[record_pb2.Record], bool] = lambda _: False
+    ) -> None:
+        """Wrap a ledger; `expired` tells whether a record's payload is past its retention."""
+        self._expired = expired
         self._ledger = ledger
         self._storage = ledger.storage
         self._signing = asyncio.Lock()
@@ -202,7 +205,7 @@ class Reader:
 
     def _payload(self, record: record_pb2.Record) -> audit_pb2.Payload | None:
         position = self._ledger.index.payload(record.payload_digest)
-        if position is None:
+        if position is None or self._expired(record) or self._storage.payloads.is_blank(position):
             return None
         keys = (
             self._storage.keys.by_pseudonym(record.subject)

@@ -126,6 +126,14 @@ class AuditServicer(audit_pb2_grpc.AuditServicer):
         actor = call.identity.subject if call else "unknown"
         return await upkeep.erase(self._house.ledger, request.subject, actor, request.reason)
 
+    async def Retain(
+        self, request: audit_pb2.RetainRequest, context: Context
+    ) -> audit_pb2.RetainResponse:
+        """Remove payloads that are past their retention."""
+        call = calls.current()
+        actor = call.identity.subject if call else "unknown"
+        return await self._house.expiry.run(actor, dry=request.dry_run)
+
 
 def _result(item: str, appended: Appended, reader: Reader) -> audit_pb2.AppendResult:
     if appended.error is not None:

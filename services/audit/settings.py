@@ -56,6 +56,19 @@ class AuditSettings(ServiceSettings):
         description="free disk space below which the service is NOT_SERVING",
     )
     segment_records: int = Field(default=65_536, ge=1, description="records in a segment file")
+    catalog: Path | None = Field(
+        default=None,
+        validation_alias="TWINPATH_CATALOG",
+        description="the catalog's folder; its retention.yaml says how long payloads are kept",
+    )
+    retention_interval_s: float = Field(
+        default=86_400.0, gt=0, description="seconds between removals of expired payloads"
+    )
     cached_subjects: int = Field(
         default=50_000, ge=1, description="subjects whose keys stay in memory"
     )
+
+    @property
+    def retention_file(self) -> Path | None:
+        """The retention file; None: the default holds for every task."""
+        return self.catalog / "retention.yaml" if self.catalog is not None else None

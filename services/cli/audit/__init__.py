@@ -42,6 +42,7 @@ for _name, _proof in (
     app.command(_name, rich_help_panel=_PROOFS)(_proof)
 for _name, _job in (
     ("erase", care.erase),
+    ("retention", care.retention),
     ("backup", care.backup),
     ("restore", care.restore),
 ):

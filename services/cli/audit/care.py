@@ -1,11 +1,14 @@
-"""Erasure, backup and restore."""
+"""Erasure, retention, backup and restore."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from google.protobuf.json_format import MessageToDict
+from rich.table import Table
 
 from services.cli import client, console
 from services.cli.audit import options as opt
@@ -51,6 +54,46 @@ def erase(
     console.out.print("Not reached from here, and to be seen to:")
     for copy in answer.not_reached:
         console.out.print(f"  - {copy}", markup=False)
+
+
+def retention(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be removed.")
+    ] = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Remove payloads that are past their task's retention; the service does so once a day.
+
+    deploy/catalog/retention.yaml says how long. Records stay, and the log verifies as before.
+    """
+    request = audit_pb2.RetainRequest(dry_run=dry_run)
+
+    async def work(mesh: client.Connection) -> audit_pb2.RetainResponse:
+        from twinpath.audit.v1 import audit_pb2_grpc  # noqa: PLC0415 - heavy
+
+        async with mesh.channel("audit", role="privacy_officer", deadline_s=600) as channel:
+            stub = audit_pb2_grpc.AuditStub(channel)
+            answer: audit_pb2.RetainResponse = await stub.Retain(request)
+            return answer
+
+    answer = client.run("twinpath audit retention", work)
+    if as_json:
+        print(json.dumps(MessageToDict(answer, preserving_proto_field_name=True)))
+        return
+    table = Table(box=None, pad_edge=False)
+    removed = "would be removed" if dry_run else "removed"
+    for name in ("task", "days", removed, "kept"):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for task in answer.tasks:
+        table.add_row(task.task, str(task.retention_days), str(task.expired), str(task.kept))
+    console.out.print(table if answer.tasks else "no task has payloads")
+    keys = "payload keys would be replaced" if dry_run else "payload keys replaced"
+    if answer.keys_replaced:
+        console.out.print(f"{answer.keys_replaced} {keys}: those subjects have nothing younger")
+    if answer.waiting:
+        console.out.print(f"{answer.waiting} expired payloads wait for their segment to be closed")
+    if answer.event_id:
+        console.out.print(f"recorded as {answer.event_id}, leaf {answer.leaf_index}")
 
 
 def backup(
