@@ -12,6 +12,7 @@ from services.chassis.errors import (
     DeadlineExceededError,
     InvalidArgumentError,
     PermissionDeniedError,
+    ServiceError,
 )
 from services.remote import detectors, meters
 from services.remote.catalog import Model, Provider
@@ -82,12 +83,16 @@ class Door:
         check_inputs(given, model.inputs)
         _search(vendor.provider, given)
         taken = await self._limits.acquire(
-            vendor.provider, model, _caller(item), _estimate(model, given)
+            vendor.provider, model, _caller(item), _estimate(vendor, model, given)
         )
         remaining = left_s - (time.monotonic() - start)
-        if remaining <= 0:
-            raise _too_late()
-        self._used.use(claims)
+        try:
+            if remaining <= 0:
+                raise _too_late()
+            self._used.use(claims)
+        except ServiceError:
+            await self._limits.settle(taken, 0)  # it sends nothing, so it uses no tokens
+            raise
         return Admitted(vendor, Ask(model, given, remaining, headers), taken)
 
     async def settle(self, admitted: Admitted, metering: inference_pb2.Metering) -> None:
@@ -107,11 +112,10 @@ def _caller(item: inference_pb2.InferItem) -> str:
     return hashlib.sha256(who.encode()).hexdigest()[:16]
 
 
-def _estimate(model: Model, given: Sequence[tensor_pb2.Tensor]) -> int:
+def _estimate(vendor: Vendor, model: Model, given: Sequence[tensor_pb2.Tensor]) -> int:
     """Return about how many tokens an item takes: what goes in, and the most that may come out."""
-    longest = model.options.get("max_tokens", 0)
     size = sum(len(tensor.raw) for tensor in given)
-    return guess_tokens(size) + (longest if isinstance(longest, int) else 0)
+    return guess_tokens(size) + vendor.adapter.longest_answer(model)
 
 
 def _search(provider: Provider, given: Sequence[tensor_pb2.Tensor]) -> None:

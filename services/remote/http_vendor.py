@@ -73,6 +73,10 @@ class HttpVendor:
         """See `Adapter`."""
         return self._dialect.streams(model)
 
+    def longest_answer(self, model: Model) -> int:
+        """See `Adapter`."""
+        return self._dialect.longest_answer(model)
+
     async def infer(self, ask: Ask, metering: inference_pb2.Metering) -> Answer:
         """See `Adapter`."""
         body = self._dialect.body(ask, stream=False)

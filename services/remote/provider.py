@@ -82,6 +82,9 @@ class Dialect(Protocol):
     def streams(self, model: Model) -> bool:
         """Whether it can answer this model in chunks."""
 
+    def longest_answer(self, model: Model) -> int:
+        """Return how many tokens an answer may have at most; 0: it has none."""
+
     def body(self, ask: Ask, *, stream: bool) -> Body:
         """Write the request. Raises InvalidArgumentError (TENSOR_NOT_RENDERABLE)."""
 
@@ -108,6 +111,9 @@ class Dialect(Protocol):
 
 class Adapter(Protocol):
     """One vendor. Made for one provider, on the event loop that uses it."""
+
+    def longest_answer(self, model: Model) -> int:
+        """Return how many tokens an answer may have at most; 0: it has none."""
 
     def streams(self, model: Model) -> bool:
         """Whether it can answer this model in chunks."""

@@ -85,6 +85,10 @@ class Dialect:
         """Text streams; a JSON object is of no use in part."""
         return ModelOptions.of(model).task == "text"
 
+    def longest_answer(self, model: Model) -> int:
+        """The limit that the vendor is told."""
+        return ModelOptions.of(model).max_tokens
+
     def body(self, ask: Ask, *, stream: bool) -> Body:
         """Write a request with one message."""
         options = ModelOptions.of(ask.model)

@@ -107,6 +107,11 @@ class OipGrpc:
         del model
         return False
 
+    def longest_answer(self, model: Model) -> int:
+        """None: tokens out are not what is counted here."""
+        del model
+        return 0
+
     async def infer(self, ask: Ask, metering: inference_pb2.Metering) -> Answer:
         """See `Adapter`."""
         content = _render(ask)

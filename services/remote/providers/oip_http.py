@@ -40,6 +40,11 @@ class Dialect:
         del model
         return False
 
+    def longest_answer(self, model: Model) -> int:
+        """None: tokens out are not what is counted here."""
+        del model
+        return 0
+
     def body(self, ask: Ask, *, stream: bool) -> Body:
         """Write an infer request."""
         del stream

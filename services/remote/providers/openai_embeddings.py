@@ -56,6 +56,11 @@ class Dialect:
         del model
         return False
 
+    def longest_answer(self, model: Model) -> int:
+        """None: tokens out are not what is counted here."""
+        del model
+        return 0
+
     def body(self, ask: Ask, *, stream: bool) -> Body:
         """Write a request for all texts."""
         del stream

@@ -63,6 +63,10 @@ class Dialect:
         """Text streams; a JSON object is of no use in part."""
         return ModelOptions.of(model).task == "text"
 
+    def longest_answer(self, model: Model) -> int:
+        """The limit that the vendor is told."""
+        return ModelOptions.of(model).max_tokens
+
     def body(self, ask: Ask, *, stream: bool) -> Body:
         """Write a request."""
         options = ModelOptions.of(ask.model)
