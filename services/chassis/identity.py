@@ -103,10 +103,18 @@ def _identity_of(claims: Mapping[str, Any]) -> Identity | None:
 
 
 class TokenVerifier:
-    """Verifies tokens; remembers good ones until they expire, because a signature costs 100 us."""
+    """Verifies tokens; remembers good ones until they expire, because a signature costs 100 us.
 
-    def __init__(self, keys: Sequence[Ed25519PublicKey]) -> None:
-        self._keys = list(keys)
+    `keys` are the mesh's own and may sign anybody's token; `caller_keys` are those of outside
+    issuers, whose word about a service of the mesh is not taken.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[Ed25519PublicKey],
+        caller_keys: Sequence[Ed25519PublicKey] = (),
+    ) -> None:
+        self._keys = [*((key, True) for key in keys), *((key, False) for key in caller_keys)]
         self._known: dict[str, tuple[float, Identity]] = {}
 
     def verify(self, token: str) -> Identity:
@@ -121,7 +129,7 @@ class TokenVerifier:
                 return known[1]
             del self._known[token]
             raise UnauthenticatedError("TOKEN_EXPIRED", "the identity token has expired")
-        for key in self._keys:
+        for key, own in self._keys:
             try:
                 claims = jwt.decode(
                     token,
@@ -139,7 +147,7 @@ class TokenVerifier:
             except jwt.PyJWTError:
                 break
             identity = _identity_of(claims)
-            if identity is None:
+            if identity is None or (identity.subject.startswith("service:") and not own):
                 break
             if len(self._known) >= _CACHE_LIMIT:
                 self._known.clear()

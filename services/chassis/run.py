@@ -73,7 +73,8 @@ class Running:
 
 
 def _server(settings: ServiceSettings) -> grpc.aio.Server:
-    verifier = TokenVerifier(read_public_keys(settings.trusted_keys))
+    outside = read_public_keys(settings.caller_keys) if settings.caller_keys else []
+    verifier = TokenVerifier(read_public_keys(settings.trusted_keys), outside)
     table = read_access_table(settings.access_file)
     traced = []
     if telemetry.tracing():

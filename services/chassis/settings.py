@@ -49,6 +49,11 @@ class ServiceSettings(BaseSettings):
         validation_alias="TWINPATH_TRUSTED_KEYS",
         description="PEM file with the public keys that sign identity tokens",
     )
+    caller_keys: Path | None = Field(
+        default=None,
+        validation_alias="TWINPATH_CALLER_KEYS",
+        description="PEM file with outside issuers' public keys; they can't sign for services",
+    )
     access_file: Path = Field(
         validation_alias="TWINPATH_ACCESS_FILE",
         description="YAML table of who may call which method",

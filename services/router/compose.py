@@ -103,17 +103,19 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
     )
     admission = Admission(Limiter(limits), clock)
     stack.enter_context(RouterState(board, admission.limiter).shown())
+    claims = RedisClaims(state)
     attempter = Attempter(paths, board, signer, clock)
     dispatcher = Dispatcher(attempter, board, clock, random.random)
     pipeline = Pipeline(
         steps=steps,
-        claims=RedisClaims(state),
+        claims=claims,
         dispatcher=dispatcher,
         admission=admission,
         clock=clock,
     )
     streams = Streams(
         steps=steps,
+        claims=claims,
         attempter=attempter,
         admission=admission,
         clock=clock,

@@ -23,6 +23,7 @@ import numpy as np
 from services.chassis.call import Call
 from services.chassis.clock import Clock
 from services.chassis.errors import (
+    AbortedError,
     FailedPreconditionError,
     ResourceExhaustedError,
     ServiceError,
@@ -33,6 +34,7 @@ from services.router.attempt import CONTENT_FILTERED, MIN_TIME_S, Answer, Attemp
 from services.router.decision import Decision
 from services.router.dispatch import verdict
 from services.router.outputs import check_outputs
+from services.router.ports import Claims
 from services.router.steps import Steps, size_class_of
 from twinpath.common.v1 import decision_pb2
 from twinpath.inference import tensors
@@ -88,12 +90,14 @@ class Streams:
         steps: Steps,
         attempter: Attempter,
         admission: Admission,
+        claims: Claims,
         clock: Clock,
         random: Callable[[], float],
     ) -> None:
         self._steps = steps
         self._attempter = attempter
         self._admission = admission
+        self._claims = claims
         self._clock = clock
         self._random = random
 
@@ -108,26 +112,49 @@ class Streams:
             if not decision.task.streaming:
                 message = f"the task {decision.task.name} does not stream; use Infer"
                 raise FailedPreconditionError("NOT_STREAMING", message)
-            if request.idempotency_key:
-                before = await self._steps.find(decision)
-                if before is not None:
-                    yield Message(chunk=inference_pb2.InferChunk(outputs=before.outputs))
-                    yield Message(final=before)
-                    return
-            await self._steps.enrich(decision)
-            self._steps.assemble(decision)
-            plan = self._steps.plan(decision)
-            if not plan.admitted:
-                raise await self._steps.refuse(decision, plan)
-            await self._steps.intend(decision)
-            answer, collected = Answer(), Collected()
-            async with aclosing(self.dispatch(decision, answer, collected)) as chunks:
-                async for chunk in chunks:
-                    yield Message(chunk=chunk)
-            if answer.error is not None:
-                raise await self._steps.fail(decision, answer.error, answer)
-            reply = await self._steps.record(decision, self._steps.reply(decision, answer))
-            yield Message(final=reply)
+            if not request.idempotency_key:
+                async with aclosing(self._make(decision)) as made:
+                    async for part in made:
+                        yield part
+                return
+            before = await self._steps.find(decision)
+            if before is not None:
+                yield Message(chunk=inference_pb2.InferChunk(outputs=before.outputs))
+                yield Message(final=before)
+                return
+            if not await self._claims.take(
+                decision.id, decision.deadline - self._clock.monotonic()
+            ):
+                text = "another copy of this stream is running; ask again for its answer"
+                raise AbortedError("IDEMPOTENCY_IN_PROGRESS", text, retry_after=1.0)
+            try:
+                async with aclosing(self._make(decision)) as made:
+                    async for part in made:
+                        yield part
+            finally:
+                await self._claims.release(decision.id)
+
+    async def _make(self, decision: Decision) -> AsyncGenerator[Message]:
+        """Enrich, assemble, plan, dispatch, record."""
+        await self._steps.enrich(decision)
+        self._steps.assemble(decision)
+        plan = self._steps.plan(decision)
+        if not plan.admitted:
+            raise await self._steps.refuse(decision, plan)
+        await self._steps.intend(decision)
+        answer, collected = Answer(), Collected()
+        async with aclosing(self.dispatch(decision, answer, collected)) as chunks:
+            async for chunk in chunks:
+                yield Message(chunk=chunk)
+        if answer.error is not None:
+            raise await self._steps.fail(decision, answer.error, answer)
+        made = self._steps.reply(decision, answer)
+        reply = await self._steps.record(decision, made)
+        if reply.repeated and reply.outputs != made.outputs:
+            # Another copy's OUTCOME came first, and other chunks than its were given here.
+            text = "another copy of this request was recorded first, with another answer"
+            raise AbortedError("STREAM_OVERTAKEN", text, retry_after=0.1)
+        yield Message(final=reply)
 
     async def dispatch(
         self, decision: Decision, answer: Answer, collected: Collected

@@ -211,8 +211,9 @@ def _is_clean(datatype: int, raw: bytes) -> bool:
     zero = _NEGATIVE_ZERO.get(datatype)
     if zero is None or zero in raw:
         return False
-    total = np.add.reduce(np.frombuffer(raw, dtype=_DTYPES[datatype]))
-    return bool(total - total == 0.0)  # neither NaN nor infinite: then no element is a NaN
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = np.add.reduce(np.frombuffer(raw, dtype=_DTYPES[datatype]))
+    return math.isfinite(total)  # then no element is a NaN
 
 
 def _normalized_raw(datatype: int, raw: bytes) -> bytes:

@@ -101,6 +101,17 @@ def test_a_token_signed_by_a_stranger_is_refused() -> None:
     assert reason_of(issue_token(stranger, "service:router", lifetime_s=60)) == "TOKEN_INVALID"
 
 
+def test_an_outside_issuer_may_name_callers_but_no_service_of_the_mesh() -> None:
+    """A key for callers signs callers' tokens; its word about being a service is refused."""
+    mesh, outside = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    verifier = TokenVerifier([mesh.public_key()], [outside.public_key()])
+    caller = issue_token(outside, "claims-agent", roles=["caller"], lifetime_s=60)
+    assert verifier.verify(caller).subject == "claims-agent"
+    assert verifier.verify(issue_token(mesh, "service:router", lifetime_s=60)).subject
+    with pytest.raises(UnauthenticatedError):
+        verifier.verify(issue_token(outside, "service:router", lifetime_s=60))
+
+
 def test_any_of_several_keys_may_have_signed() -> None:
     """Keys rotate: while two are trusted, tokens of both verify."""
     other = Ed25519PrivateKey.generate()

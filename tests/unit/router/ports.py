@@ -254,6 +254,7 @@ class World:
         admission = Admission(self.limiter, self.clock)
         self.streams = Streams(
             steps=self.steps,
+            claims=self.claims,
             attempter=attempter,
             admission=admission,
             clock=self.clock,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from services.chassis.errors import (
+    AbortedError,
     FailedPreconditionError,
     InvalidArgumentError,
     ServiceError,
@@ -155,6 +156,44 @@ async def test_a_repeated_key_gives_the_recorded_text() -> None:
     assert chunks == [b"Hello"]
     assert final.repeated
     assert len(world.local.items) == 1
+
+
+async def test_a_second_copy_of_a_running_stream_is_told_to_wait() -> None:
+    """While a stream with a key runs, another copy of it is ABORTED, and no model is asked."""
+    world = World()
+    gate = asyncio.Event()
+    world.local.script = ["a", gate.wait, END]
+    await world.board.refresh()
+    first = asyncio.create_task(read(world, ask(idempotency_key="k")))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert len(world.local.items) == 1
+    with pytest.raises(AbortedError):
+        await read(world, ask(idempotency_key="k"))
+    gate.set()
+    await first
+    assert len(world.local.items) == 1
+    assert world.claims.held == set()
+
+
+async def test_a_stream_whose_record_came_second_is_no_success() -> None:
+    """If another copy's OUTCOME was first, chunks of another answer don't end in a final message."""
+    world = World()
+
+    async def no_claim(decision_id: str, ttl_s: float) -> bool:
+        return True
+
+    world.claims.take = no_claim  # type: ignore[method-assign]
+
+    async def overtake() -> None:
+        world.local.script = ["other", END]
+        await read(world, ask(idempotency_key="k"))
+
+    world.local.script = ["mine", overtake, END]
+    with pytest.raises(AbortedError) as caught:
+        await read(world, ask(idempotency_key="k"))
+    assert caught.value.reason == "STREAM_OVERTAKEN"
+    assert world.audit.kinds().count("OUTCOME") == 1
 
 
 @pytest.mark.parametrize(("note", "says"), [("", "is empty"), ("x" * 100_001, "is longer")])
