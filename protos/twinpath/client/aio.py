@@ -166,7 +166,7 @@ class AsyncClient(BaseClient):
 class AsyncStream(BaseStream):
     """The chunks of one decision; after the last one, `decision` is the durable decision.
 
-        async with client.infer_stream("note_summary", fields={"note": text}) as stream:
+        async with client.infer_stream("note_summary", **ask) as stream:
             async for chunk in stream:
                 print(chunk.text, end="")
         print(stream.decision.decision_id)

@@ -192,7 +192,7 @@ class Client(BaseClient):
 class Stream(BaseStream):
     """The chunks of one decision; after the last one, `decision` is the durable decision.
 
-        with client.infer_stream("note_summary", fields={"note": text}) as stream:
+        with client.infer_stream("note_summary", **ask) as stream:
             for chunk in stream:
                 print(chunk.text, end="")
         print(stream.decision.decision_id)
