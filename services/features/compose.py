@@ -14,6 +14,7 @@ from services.features.prepared import Live
 from services.features.push import Pusher
 from services.features.servicer import FeaturesServicer
 from services.features.settings import FeaturesSettings
+from services.features.validation import RuledRepo
 from twinpath.features.v1 import features_pb2, features_pb2_grpc
 
 
@@ -27,7 +28,8 @@ async def build(settings: FeaturesSettings, stack: AsyncExitStack) -> Service:
     stack.push_async_callback(online.close)
     coalescer = Coalescer(online.fetch_quietly, max_keys=settings.round_trip_keys)
     stack.push_async_callback(coalescer.close)
-    live = Live(store.FeastRepo(settings.repo), settings.refresh_interval_s)
+    repo = RuledRepo(store.FeastRepo(settings.repo), settings.repo / "validation")
+    live = Live(repo, settings.refresh_interval_s)
     pusher = Pusher(online, store)
     servicer = FeaturesServicer(
         live,

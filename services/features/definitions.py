@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, Literal
 
 # What a feature is stored as: a serialized Feast value. b"" is null, None is absent.
 Raw = bytes | None
@@ -65,8 +65,8 @@ class Tags:
 class ViewRead:
     """One stored view and the features to read of it.
 
-    `name` is what the service calls it (its alias, if it has one); `stored_as` names its hash
-    fields. `ttl_us` 0: never stale.
+    `name` is what the service calls it (its alias, if it has one), `view` its own name;
+    `stored_as` names its hash fields. `ttl_us` 0: never stale.
     """
 
     name: str
@@ -74,6 +74,7 @@ class ViewRead:
     key: tuple[KeyPart, ...]
     features: tuple[Field, ...]
     ttl_us: int
+    view: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +169,29 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class Rule:
+    """What a feature's values must keep; which fields count follows from `kind`.
+
+    `refuse`: a row that breaks it fails; else it is only marked. `low` and `high` belong to the
+    range; a null share is of the last `rows` rows.
+    """
+
+    feature: str
+    kind: Literal["range", "category", "null_share"]
+    refuse: bool
+    low: float = 0.0
+    high: float = 0.0
+    allowed: frozenset[bool | int | str] = frozenset()
+    max_share: float = 1.0
+    rows: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Registry:
-    """All of one registry version. `broken` services can't be served, each with why."""
+    """All of one registry version. `broken` services can't be served, each with why.
+
+    `schemas` are the views' features and their value types; `rules` are by view.
+    """
 
     version: str
     project: str
@@ -177,6 +199,8 @@ class Registry:
     broken: Mapping[str, str] = field(default_factory=dict)
     push_sources: Mapping[str, PushSource] = field(default_factory=dict)
     origins: Mapping[str, Origin] = field(default_factory=dict)
+    schemas: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    rules: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
 
 
 _CLASSES = {name.name.lower(): name for name in DataClass if name is not DataClass.UNSPECIFIED}

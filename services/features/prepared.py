@@ -13,6 +13,7 @@ from prometheus_client import Gauge
 from services.chassis import errors
 from services.features.definitions import DataClass, FeatureService, PushSource, Registry
 from services.features.keys import Group, Slice, group_reads
+from services.features.validation import Check, checks_for
 from twinpath.features.v1 import features_pb2
 
 log = logging.getLogger(__name__)
@@ -34,13 +35,14 @@ class Loader(Protocol):
 class Prepared:
     """A feature service with its Redis commands, and the parts of answers that never change.
 
-    `template` is an answer without rows.
+    `template` is an answer without rows. `checks` are the validation rules.
     """
 
     service: FeatureService
     groups: tuple[Group, ...]
     slices: tuple[Slice, ...]
     template: features_pb2.GetFeaturesResponse
+    checks: tuple[Check, ...]
 
     @property
     def lineage(self) -> features_pb2.FeatureLineage:
@@ -123,7 +125,9 @@ def prepare(registry: Registry) -> InForce:
                 pii=output.tags.pii,
             )
             column.values.name = f"{output.view}__{output.field.name}"
-        services[name] = Prepared(service, groups, slices, template)
+        services[name] = Prepared(
+            service, groups, slices, template, checks_for(service, registry.rules)
+        )
     return InForce(registry, services, broken)
 
 

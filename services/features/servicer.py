@@ -18,6 +18,7 @@ from services.features.inputs import Inputs, Violation, read_columns
 from services.features.online import OnlineStore
 from services.features.prepared import Live, Prepared, wire
 from services.features.push import Pusher
+from services.features.validation import Check, judge
 from services.features.vectors import Codec, Vectors
 from twinpath.features.v1 import features_pb2, features_pb2_grpc
 
@@ -100,9 +101,15 @@ class FeaturesServicer(features_pb2_grpc.FeaturesServicer):
         vectors.write(response, places, total)
         for number, fault in vectors.faults.items():
             faults[number if places is None else places[number]] = fault
+        broken = judge(prepared.checks, response.columns) if prepared.checks else {}
+        for number, checks in broken.items():
+            if number not in faults and any(check.rule.refuse for check in checks):
+                faults[number] = _refused(checks)
         self._expire(request, start, faults)
         for number, row in enumerate(request.rows):
             result = response.rows.add(id=row.id)
+            if number in broken:
+                result.broken_rules.extend(check.name for check in broken[number])
             if number in faults:
                 result.status.CopyFrom(errors.to_status(faults[number]))
         return response
@@ -217,6 +224,16 @@ def check_inputs(service: FeatureService, request: Any) -> Inputs:
             violations=violations,
         )
     return inputs
+
+
+def _refused(checks: Sequence[Check]) -> errors.ServiceError:
+    refusing = [check for check in checks if check.rule.refuse]
+    names = dict.fromkeys(f"{check.view}__{check.rule.feature}" for check in refusing)
+    return errors.FailedPreconditionError(
+        "FEATURE_RULE_BROKEN",
+        f"rules are broken: {', '.join(check.name for check in refusing)}",
+        metadata={"features": ",".join(names)},
+    )
 
 
 def _only(inputs: Inputs, rows: Sequence[int]) -> Inputs:

@@ -225,7 +225,8 @@ class _Builder:
                 "push": sorted(pushes),
             }
         )
-        return Registry(version, self._project, services, broken, pushes, self._origins())
+        origins, schemas = self._origins(), self._schemas()
+        return Registry(version, self._project, services, broken, pushes, origins, schemas)
 
     def _service(self, service: Any) -> FeatureService:
         refs, on_demand_views, _, key_types, _, grouped, *_ = utils._get_online_request_context(  # noqa: SLF001
@@ -303,6 +304,7 @@ class _Builder:
             key=self._key(view, key_types),
             features=tuple(_field(f) for f in fields),
             ttl_us=int(view.ttl.total_seconds() * 1_000_000) if view.ttl else 0,
+            view=view.name,
         )
         return read, tags
 
@@ -421,6 +423,14 @@ class _Builder:
             inputs = tuple(p.name for p in view.source_feature_view_projections.values())
             found[view.name] = Origin(view.name, self._hash(view), words, inputs)
         return found
+
+    def _schemas(self) -> dict[str, dict[str, str]]:
+        views = [
+            *self._registry.list_feature_views(self._project, allow_cache=True),
+            *self._registry.list_on_demand_feature_views(self._project, allow_cache=True),
+        ]
+        fields = {view.name: map(_field, view.features) for view in views}
+        return {name: {f.name: f.value_type for f in given} for name, given in fields.items()}
 
     def _push_sources(self) -> dict[str, PushSource]:
         found: dict[str, tuple[Any, list[PushView]]] = {}

@@ -29,7 +29,7 @@ from twinpath.common.v1 import rules_pb2 as twinpath_dot_common_dot_v1_dot_rules
 from twinpath.common.v1 import value_pb2 as twinpath_dot_common_dot_v1_dot_value__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#twinpath/features/v1/features.proto\x12\x14twinpath.features.v1\x1a\x17google/rpc/status.proto\x1a twinpath/common/v1/context.proto\x1a!twinpath/common/v1/decision.proto\x1a\x1etwinpath/common/v1/rules.proto\x1a\x1etwinpath/common/v1/value.proto\"\xf8\x01\n\x12GetFeaturesRequest\x12\"\n\x0f\x66\x65\x61ture_service\x18\x01 \x01(\tB\t\xc2\xda\x18\x05\x08\x01\x18\x80\x02\x12<\n\x04rows\x18\x02 \x03(\x0b\x32\x1f.twinpath.common.v1.ItemContextB\r\xc2\xda\x18\t\x08\x01@\x90NJ\x02id\x12=\n\tjoin_keys\x18\x03 \x03(\x0b\x32\x1a.twinpath.common.v1.ColumnB\x0e\xc2\xda\x18\n\x08\x01@ J\x04name\x12\x41\n\x0erequest_fields\x18\x04 \x03(\x0b\x32\x1a.twinpath.common.v1.ColumnB\r\xc2\xda\x18\t@\x80\x02J\x04name\"\xe4\x01\n\x13GetFeaturesResponse\x12-\n\x04rows\x18\x01 \x03(\x0b\x32\x1f.twinpath.features.v1.RowResult\x12\x34\n\x07\x63olumns\x18\x02 \x03(\x0b\x32#.twinpath.features.v1.FeatureColumn\x12\x35\n\x07lineage\x18\x03 \x01(\x0b\x32$.twinpath.features.v1.FeatureLineage\x12\x31\n\ndata_class\x18\x04 \x01(\x0e\x32\x1d.twinpath.common.v1.DataClass\";\n\tRowResult\x12\n\n\x02id\x18\x01 \x01(\t\x12\"\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"\xec\x01\n\rFeatureColumn\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x0f\n\x07\x66\x65\x61ture\x18\x02 \x01(\t\x12*\n\x06values\x18\x03 \x01(\x0b\x32\x1a.twinpath.common.v1.Column\x12\x33\n\x08statuses\x18\x04 \x03(\x0e\x32!.twinpath.common.v1.FeatureStatus\x12\x1b\n\x13\x65vent_times_unix_us\x18\x05 \x03(\x03\x12\x31\n\ndata_class\x18\x06 \x01(\x0e\x32\x1d.twinpath.common.v1.DataClass\x12\x0b\n\x03pii\x18\x07 \x01(\t\"u\n\x0e\x46\x65\x61tureLineage\x12\x17\n\x0f\x66\x65\x61ture_service\x18\x01 \x01(\t\x12\x30\n\x05views\x18\x02 \x03(\x0b\x32!.twinpath.features.v1.ViewVersion\x12\x18\n\x10registry_version\x18\x03 \x01(\t\"1\n\x0bViewVersion\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x14\n\x0cversion_hash\x18\x02 \x01(\t\"k\n\x0bPushRequest\x12\x1e\n\x0bpush_source\x18\x01 \x01(\tB\t\xc2\xda\x18\x05\x08\x01\x18\x80\x02\x12<\n\x07\x63olumns\x18\x02 \x03(\x0b\x32\x1a.twinpath.common.v1.ColumnB\x0f\xc2\xda\x18\x0b\x08\x01@\x80 J\x04name\".\n\x0cPushResponse\x12\x0f\n\x07written\x18\x01 \x01(\x04\x12\r\n\x05older\x18\x02 \x01(\x04\"3\n\x0f\x44\x65scribeRequest\x12 \n\x0f\x66\x65\x61ture_service\x18\x01 \x01(\tB\x07\xc2\xda\x18\x03\x18\x80\x02\"w\n\x10\x44\x65scribeResponse\x12I\n\x10\x66\x65\x61ture_services\x18\x01 \x03(\x0b\x32/.twinpath.features.v1.FeatureServiceDescription\x12\x18\n\x10registry_version\x18\x02 \x01(\t\"\xc5\x02\n\x19\x46\x65\x61tureServiceDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x39\n\tjoin_keys\x18\x02 \x03(\x0b\x32&.twinpath.features.v1.FieldDescription\x12>\n\x0erequest_fields\x18\x03 \x03(\x0b\x32&.twinpath.features.v1.FieldDescription\x12:\n\x08\x66\x65\x61tures\x18\x04 \x03(\x0b\x32(.twinpath.features.v1.FeatureDescription\x12\x30\n\x05views\x18\x05 \x03(\x0b\x32!.twinpath.features.v1.ViewVersion\x12\x31\n\ndata_class\x18\x06 \x01(\x0e\x32\x1d.twinpath.common.v1.DataClass\"4\n\x10\x46ieldDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nvalue_type\x18\x02 \x01(\t\"\x9c\x01\n\x12\x46\x65\x61tureDescription\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x0f\n\x07\x66\x65\x61ture\x18\x02 \x01(\t\x12\x12\n\nvalue_type\x18\x03 \x01(\t\x12\x13\n\x0bttl_seconds\x18\x04 \x01(\x03\x12\x31\n\ndata_class\x18\x05 \x01(\x0e\x32\x1d.twinpath.common.v1.DataClass\x12\x0b\n\x03pii\x18\x06 \x01(\t2\x98\x02\n\x08\x46\x65\x61tures\x12\x62\n\x0bGetFeatures\x12(.twinpath.features.v1.GetFeaturesRequest\x1a).twinpath.features.v1.GetFeaturesResponse\x12M\n\x04Push\x12!.twinpath.features.v1.PushRequest\x1a\".twinpath.features.v1.PushResponse\x12Y\n\x08\x44\x65scribe\x12%.twinpath.features.v1.DescribeRequest\x1a&.twinpath.features.v1.DescribeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#twinpath/features/v1/features.proto\x12\x14twinpath.features.v1\x1a\x17google/rpc/status.proto\x1a twinpath/common/v1/context.proto\x1a!twinpath/common/v1/decision.proto\x1a\x1etwinpath/common/v1/rules.proto\x1a\x1etwinpath/common/v1/value.proto\"\xf8\x01\n\x12GetFeaturesRequest\x12\"\n\x0f\x66\x65\x61ture_service\x18\x01 \x01(\tB\t\xc2\xda\x18\x05\x08\x01\x18\x80\x02\x12<\n\x04rows\x18\x02 \x03(\x0b\x32\x1f.twinpath.common.v1.ItemContextB\r\xc2\xda\x18\t\x08\x01@\x90NJ\x02id\x12=\n\tjoin_keys\x18\x03 \x03(\x0b\x32\x1a.twinpath.common.v1.ColumnB\x0e\xc2\xda\x18\n\x08\x01@ J\x04name\x12\x41\n\x0erequest_fields\x18\x04 \x03(\x0b\x32\x1a.twinpath.common.v1.ColumnB\r\xc2\xda\x18\t@\x80\x02J\x04name\"\xe4\x01\n\x13GetFeaturesResponse\x12-\n\x04rows\x18\x01 \x03(\x0b\x32\x1f.twinpath.features.v1.RowResult\x12\x34\n\x07\x63olumns\x18\x02 \x03(\x0b\x32#.twinpath.features.v1.FeatureColumn\x12\x35\n\x07lineage\x18\x03 \x01(\x0b\x32$.twinpath.features.v1.FeatureLineage\x12\x31\n\ndata_class\x18\x04 \x01(\x0e\x32\x1d.twinpath.common.v1.DataClass\"Q\n\tRowResult\x12\n\n\x02id\x18\x01 \x01(\t\x12\"\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\x12\x14\n\x0c\x62roken_rules\x18\x03 \x03(\t\"\xec\x01\n\rFeatureColumn\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x0f\n\x07\x66\x65\x61ture\x18\x02 \x01(\t\x12*\n\x06values\x18\x03 \x01(\x0b\x32\x1a.twinpath.common.v1.Column\x12\x33\n\x08statuses\x18\x04 \x03(\x0e\x32!.twinpath.common.v1.FeatureStatus\x12\x1b\n\x13\x65vent_times_unix_us\x18\x05 \x03(\x03\x12\x31\n\ndata_class\x18\x06 \x01(\x0e\x32\x1d.twinpath.common.v1.DataClass\x12\x0b\n\x03pii\x18\x07 \x01(\t\"u\n\x0e\x46\x65\x61tureLineage\x12\x17\n\x0f\x66\x65\x61ture_service\x18\x01 \x01(\t\x12\x30\n\x05views\x18\x02 \x03(\x0b\x32!.twinpath.features.v1.ViewVersion\x12\x18\n\x10registry_version\x18\x03 \x01(\t\"1\n\x0bViewVersion\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x14\n\x0cversion_hash\x18\x02 \x01(\t\"k\n\x0bPushRequest\x12\x1e\n\x0bpush_source\x18\x01 \x01(\tB\t\xc2\xda\x18\x05\x08\x01\x18\x80\x02\x12<\n\x07\x63olumns\x18\x02 \x03(\x0b\x32\x1a.twinpath.common.v1.ColumnB\x0f\xc2\xda\x18\x0b\x08\x01@\x80 J\x04name\".\n\x0cPushResponse\x12\x0f\n\x07written\x18\x01 \x01(\x04\x12\r\n\x05older\x18\x02 \x01(\x04\"3\n\x0f\x44\x65scribeRequest\x12 \n\x0f\x66\x65\x61ture_service\x18\x01 \x01(\tB\x07\xc2\xda\x18\x03\x18\x80\x02\"w\n\x10\x44\x65scribeResponse\x12I\n\x10\x66\x65\x61ture_services\x18\x01 \x03(\x0b\x32/.twinpath.features.v1.FeatureServiceDescription\x12\x18\n\x10registry_version\x18\x02 \x01(\t\"\xc5\x02\n\x19\x46\x65\x61tureServiceDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x39\n\tjoin_keys\x18\x02 \x03(\x0b\x32&.twinpath.features.v1.FieldDescription\x12>\n\x0erequest_fields\x18\x03 \x03(\x0b\x32&.twinpath.features.v1.FieldDescription\x12:\n\x08\x66\x65\x61tures\x18\x04 \x03(\x0b\x32(.twinpath.features.v1.FeatureDescription\x12\x30\n\x05views\x18\x05 \x03(\x0b\x32!.twinpath.features.v1.ViewVersion\x12\x31\n\ndata_class\x18\x06 \x01(\x0e\x32\x1d.twinpath.common.v1.DataClass\"4\n\x10\x46ieldDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nvalue_type\x18\x02 \x01(\t\"\x9c\x01\n\x12\x46\x65\x61tureDescription\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x0f\n\x07\x66\x65\x61ture\x18\x02 \x01(\t\x12\x12\n\nvalue_type\x18\x03 \x01(\t\x12\x13\n\x0bttl_seconds\x18\x04 \x01(\x03\x12\x31\n\ndata_class\x18\x05 \x01(\x0e\x32\x1d.twinpath.common.v1.DataClass\x12\x0b\n\x03pii\x18\x06 \x01(\t2\x98\x02\n\x08\x46\x65\x61tures\x12\x62\n\x0bGetFeatures\x12(.twinpath.features.v1.GetFeaturesRequest\x1a).twinpath.features.v1.GetFeaturesResponse\x12M\n\x04Push\x12!.twinpath.features.v1.PushRequest\x1a\".twinpath.features.v1.PushResponse\x12Y\n\x08\x44\x65scribe\x12%.twinpath.features.v1.DescribeRequest\x1a&.twinpath.features.v1.DescribeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,27 +55,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETFEATURESRESPONSE']._serialized_start=471
   _globals['_GETFEATURESRESPONSE']._serialized_end=699
   _globals['_ROWRESULT']._serialized_start=701
-  _globals['_ROWRESULT']._serialized_end=760
-  _globals['_FEATURECOLUMN']._serialized_start=763
-  _globals['_FEATURECOLUMN']._serialized_end=999
-  _globals['_FEATURELINEAGE']._serialized_start=1001
-  _globals['_FEATURELINEAGE']._serialized_end=1118
-  _globals['_VIEWVERSION']._serialized_start=1120
-  _globals['_VIEWVERSION']._serialized_end=1169
-  _globals['_PUSHREQUEST']._serialized_start=1171
-  _globals['_PUSHREQUEST']._serialized_end=1278
-  _globals['_PUSHRESPONSE']._serialized_start=1280
-  _globals['_PUSHRESPONSE']._serialized_end=1326
-  _globals['_DESCRIBEREQUEST']._serialized_start=1328
-  _globals['_DESCRIBEREQUEST']._serialized_end=1379
-  _globals['_DESCRIBERESPONSE']._serialized_start=1381
-  _globals['_DESCRIBERESPONSE']._serialized_end=1500
-  _globals['_FEATURESERVICEDESCRIPTION']._serialized_start=1503
-  _globals['_FEATURESERVICEDESCRIPTION']._serialized_end=1828
-  _globals['_FIELDDESCRIPTION']._serialized_start=1830
-  _globals['_FIELDDESCRIPTION']._serialized_end=1882
-  _globals['_FEATUREDESCRIPTION']._serialized_start=1885
-  _globals['_FEATUREDESCRIPTION']._serialized_end=2041
-  _globals['_FEATURES']._serialized_start=2044
-  _globals['_FEATURES']._serialized_end=2324
+  _globals['_ROWRESULT']._serialized_end=782
+  _globals['_FEATURECOLUMN']._serialized_start=785
+  _globals['_FEATURECOLUMN']._serialized_end=1021
+  _globals['_FEATURELINEAGE']._serialized_start=1023
+  _globals['_FEATURELINEAGE']._serialized_end=1140
+  _globals['_VIEWVERSION']._serialized_start=1142
+  _globals['_VIEWVERSION']._serialized_end=1191
+  _globals['_PUSHREQUEST']._serialized_start=1193
+  _globals['_PUSHREQUEST']._serialized_end=1300
+  _globals['_PUSHRESPONSE']._serialized_start=1302
+  _globals['_PUSHRESPONSE']._serialized_end=1348
+  _globals['_DESCRIBEREQUEST']._serialized_start=1350
+  _globals['_DESCRIBEREQUEST']._serialized_end=1401
+  _globals['_DESCRIBERESPONSE']._serialized_start=1403
+  _globals['_DESCRIBERESPONSE']._serialized_end=1522
+  _globals['_FEATURESERVICEDESCRIPTION']._serialized_start=1525
+  _globals['_FEATURESERVICEDESCRIPTION']._serialized_end=1850
+  _globals['_FIELDDESCRIPTION']._serialized_start=1852
+  _globals['_FIELDDESCRIPTION']._serialized_end=1904
+  _globals['_FEATUREDESCRIPTION']._serialized_start=1907
+  _globals['_FEATUREDESCRIPTION']._serialized_end=2063
+  _globals['_FEATURES']._serialized_start=2066
+  _globals['_FEATURES']._serialized_end=2346
 # @@protoc_insertion_point(module_scope)

@@ -36,12 +36,14 @@ class GetFeaturesResponse(_message.Message):
     def __init__(self, rows: _Optional[_Iterable[_Union[RowResult, _Mapping]]] = ..., columns: _Optional[_Iterable[_Union[FeatureColumn, _Mapping]]] = ..., lineage: _Optional[_Union[FeatureLineage, _Mapping]] = ..., data_class: _Optional[_Union[_context_pb2.DataClass, str]] = ...) -> None: ...
 
 class RowResult(_message.Message):
-    __slots__ = ("id", "status")
+    __slots__ = ("id", "status", "broken_rules")
     ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
+    BROKEN_RULES_FIELD_NUMBER: _ClassVar[int]
     id: str
     status: _status_pb2.Status
-    def __init__(self, id: _Optional[str] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+    broken_rules: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., broken_rules: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FeatureColumn(_message.Message):
     __slots__ = ("view", "feature", "values", "statuses", "event_times_unix_us", "data_class", "pii")
