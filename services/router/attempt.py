@@ -113,6 +113,9 @@ class Attempter:
         """Make one attempt within `budget_s`. Fill the answer, or return why it failed."""
         if entry.candidate.path == "remote":
             await errand.intent_durable()
+            budget_s = min(budget_s, errand.left())  # the wait may have taken all of it
+        if budget_s < MIN_TIME_S:
+            return DeadlineExceededError("DEADLINE_EXCEEDED", "no time is left for an attempt")
         open_ = self._open(errand, entry, kind, answer)
         if open_ is None:
             return UnavailableError("BREAKER_OPEN", "the candidate is not asked at the moment")

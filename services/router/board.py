@@ -45,6 +45,11 @@ _INFRASTRUCTURE = frozenset(
 )
 
 
+# A time-out after less than this, and less than so many times the usual, blames nobody.
+_SILENCE_FLOOR_S = 0.25
+_SILENCE = 10.0
+
+
 def is_infrastructure(error: ServiceError) -> bool:
     """Tell whether an error says that the target, not the request, is at fault."""
     return error.code in _INFRASTRUCTURE
@@ -187,7 +192,7 @@ class Board:
         now = self._clock.monotonic()
         ok = error is None or not is_infrastructure(error)
         timed_out = error is not None and error.code is grpc.StatusCode.DEADLINE_EXCEEDED
-        if timed_out and seconds < slow_after_s:
+        if timed_out and seconds < self._patience(gauge, now, size_class, slow_after_s):
             gauge.breaker.abandon(permit)  # the caller was in a hurry; that is no fault of its own
         else:
             gauge.breaker.record(permit, now, ok=ok, slow=seconds > slow_after_s)
@@ -195,6 +200,17 @@ class Board:
             gauge.estimator.observe(now, size_class, seconds, censored=timed_out)
         if error is not None and error.reason == "PATH_UNREACHABLE":
             self._down[candidate.path] = error.message
+
+    def _patience(self, gauge: Gauge, now: float, size_class: int, slow_after_s: float) -> float:
+        """Return after how many seconds of silence a candidate is to blame, not its caller.
+
+        Several times what it usually takes at its slowest: a caller who waited so long was in no
+        hurry. The first silences make the estimate longer, so that of the median counts: it stays.
+        """
+        p50 = gauge.estimator.p50(now, size_class)
+        if p50 is None:
+            return slow_after_s
+        return min(slow_after_s, max(_SILENCE_FLOOR_S, _SILENCE * p50))
 
     def abandon(self, candidate: Candidate, permit: Permit) -> None:
         """Report that a call was cancelled: it says nothing about its target."""

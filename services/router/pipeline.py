@@ -123,7 +123,9 @@ class Pipeline:
                     size_class=size_class_of(decision),
                 )
             )
-            await durable  # for a local call its flush overlapped; it must still be on disk
+            # For a local call its flush overlapped; it must still be on disk. Shielded: a caller
+            # that leaves now must not take the INTENT of a call that was made with it.
+            await intent_durable()
         except BaseException:
             # Whatever ended this, the INTENT may be in the log: the reconciler closes it.
             durable.add_done_callback(lambda done: done.cancelled() or done.exception())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.chassis.errors import UnavailableError
+from services.chassis.errors import DeadlineExceededError, UnavailableError
 from services.router.breaker import State
 from tests.unit.router.ports import World, answer, failure
 from twinpath.common.v1 import context_pb2, decision_pb2
@@ -193,3 +193,18 @@ async def test_a_caller_that_goes_away_cancels_the_attempt() -> None:
     assert stopped.is_set()
     candidate = world.board.candidates(world.catalog.tasks["diabetes_progression"])[0]
     assert world.board.gauge(candidate).in_flight == 0
+
+
+async def test_silence_opens_the_breaker_although_deadlines_are_short() -> None:
+    """A candidate that usually answers at once and falls silent is to blame, not the hurry."""
+    world = World()
+    await measured(world, 0.002)
+
+    async def silent(item: inference_pb2.InferItem) -> inference_pb2.InferResult:
+        world.clock.now += 0.6
+        raise DeadlineExceededError("TRITON_TIMEOUT", "silence")
+
+    world.local.behave = silent
+    for _ in range(8):
+        assert (await world.decide()).answered_by.path == REMOTE
+    assert len(world.local.items) <= 6
