@@ -129,8 +129,18 @@ class Index:
             self._open()
             self._set("version", VERSION)
 
-    def add(self, first: int, rows: Sequence[Row], mark: int) -> None:
-        """Add the records from index `first` on in one transaction; those it has are skipped."""
+    def add(
+        self,
+        first: int,
+        rows: Sequence[Row],
+        mark: int,
+        first_payload: int = 0,
+        digests: Sequence[bytes] = (),
+    ) -> None:
+        """Add the records from index `first` on in one transaction; those it has are skipped.
+
+        `digests` are those of payloads from position `first_payload` on.
+        """
         have = self.size
         if first > have:
             raise ValueError(f"records {have} to {first} would be missing from the index")
@@ -169,6 +179,8 @@ class Index:
                 self._db.executemany("DELETE FROM open_intents WHERE decision = ?", closed)
                 self._set("size", first + len(rows))
                 self._set("mark", mark)
+                if digests:
+                    self._put_payloads(first_payload, digests)
                 self._db.execute("COMMIT")
             except BaseException:
                 self._db.execute("ROLLBACK")
@@ -179,15 +191,18 @@ class Index:
         with self._lock:
             self._db.execute("BEGIN")
             try:
-                self._db.executemany(
-                    "INSERT OR REPLACE INTO payloads VALUES (?, ?)",
-                    [(digest, position) for position, digest in enumerate(digests, first)],
-                )
-                self._set("payloads", first + len(digests))
+                self._put_payloads(first, digests)
                 self._db.execute("COMMIT")
             except BaseException:
                 self._db.execute("ROLLBACK")
                 raise
+
+    def _put_payloads(self, first: int, digests: Sequence[bytes]) -> None:
+        self._db.executemany(
+            "INSERT OR REPLACE INTO payloads VALUES (?, ?)",
+            [(digest, position) for position, digest in enumerate(digests, first)],
+        )
+        self._set("payloads", first + len(digests))
 
     def of_kind(self, decisions: Iterable[str], kind: int) -> dict[str, int]:
         """Return the first leaf of this kind for each of the decisions that has one."""

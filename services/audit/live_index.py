@@ -15,7 +15,7 @@ from services.chassis.errors import UnavailableError
 log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
-_PAUSE_S = 0.02  # gathers rows into larger transactions; nobody waits for it
+_PAUSE_S = 0.1  # gathers rows into larger transactions; nobody waits for it
 
 
 class LiveIndex:
@@ -122,15 +122,15 @@ class LiveIndex:
         rows, digests = self._rows, self._digests
         self._rows, self._digests = [], []
         try:
-            if rows:
+            if rows or digests:
                 mark = self._mark_at(self._size + len(rows))
-                await asyncio.to_thread(self.index.add, self._size, rows, mark)
+                await asyncio.to_thread(
+                    self.index.add, self._size, rows, mark, self._payload_size, digests
+                )
                 self._size += len(rows)
                 for row in rows:
                     self._outcomes.pop(row.decision, None)
                 rows = []
-            if digests:
-                await asyncio.to_thread(self.index.add_payloads, self._payload_size, digests)
                 self._payload_size += len(digests)
                 for digest in digests:
                     self._payloads.pop(digest, None)

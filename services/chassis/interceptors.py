@@ -103,6 +103,7 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     def __init__(self, max_message_bytes: int) -> None:
         self._max = max_message_bytes
+        self._series: dict[str, _Series] = {}
 
     async def intercept_service(  # type: ignore[override]
         self, continuation: Continuation, handler_call_details: Details
@@ -113,6 +114,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             return None  # gRPC answers UNIMPLEMENTED
         method = handler_call_details.method
         serializer = handler.response_serializer or bytes
+        series = self._series.get(method) or self._series.setdefault(method, _Series(method))
 
         def encode(response: Any) -> bytes:
             data: bytes = serializer(response)
@@ -125,7 +127,7 @@ class Boundary(grpc.aio.ServerInterceptor):
 
         def one(inner: Behaviour) -> Behaviour:
             async def serve(request: Any, context: grpc.aio.ServicerContext) -> Any:
-                with _Meter(method) as meter:
+                with _Meter(series) as meter:
                     try:
                         return encode(await inner(request, context))
                     except BaseException as error:  # noqa: BLE001 - the boundary sees everything
@@ -137,7 +139,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             async def serve(
                 request: Any, context: grpc.aio.ServicerContext
             ) -> AsyncIterator[bytes]:
-                with _Meter(method) as meter:
+                with _Meter(series) as meter:
                     try:
                         async with aclosing(inner(request, context)) as responses:
                             async for response in responses:
@@ -152,12 +154,30 @@ class Boundary(grpc.aio.ServerInterceptor):
         )
 
 
-class _Meter:
-    """Counts and times one call, and answers its failure. Health and reflection don't count."""
+class _Series:
+    """One method's series, looked up once. Health and reflection don't count."""
 
     def __init__(self, method: str) -> None:
-        self._method = method
-        self._counts = not method.startswith(_FRAME_METHODS)
+        self.method = method
+        self.counts = not method.startswith(_FRAME_METHODS)
+        if self.counts:
+            self.in_flight = metrics.IN_FLIGHT.labels(method)
+            self.duration = metrics.DURATION.labels(method)
+        self._calls: dict[str, Any] = {}
+
+    def calls(self, code: str) -> Any:
+        """Return the counter of calls that ended with a code."""
+        found = self._calls.get(code)
+        if found is None:
+            found = self._calls[code] = metrics.CALLS.labels(self.method, code)
+        return found
+
+
+class _Meter:
+    """Counts and times one call, and answers its failure."""
+
+    def __init__(self, series: _Series) -> None:
+        self._series = series
         self._code = "OK"
 
     async def settle(self, error: BaseException, context: grpc.aio.ServicerContext) -> None:
@@ -170,25 +190,25 @@ class _Meter:
             raise error
         if not isinstance(error, (Exception, asyncio.CancelledError)):
             raise error
-        found = _as_service_error(error, self._method)
+        found = _as_service_error(error, self._series.method)
         self._code = found.code.name
         level = logging.ERROR if found.code is grpc.StatusCode.INTERNAL else logging.INFO
         log.log(
             level,
             "call failed",
-            extra={"method": self._method, "code": self._code, "reason": found.reason},
+            extra={"method": self._series.method, "code": self._code, "reason": found.reason},
         )
         await _abort(context, found)
 
     def __enter__(self) -> Self:
         self._start = time.perf_counter()
-        if self._counts:
-            metrics.IN_FLIGHT.labels(self._method).inc()
+        if self._series.counts:
+            self._series.in_flight.inc()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._counts:
-            metrics.IN_FLIGHT.labels(self._method).dec()
-            metrics.CALLS.labels(self._method, self._code).inc()
+        if self._series.counts:
+            self._series.in_flight.dec()
+            self._series.calls(self._code).inc()
             seconds = time.perf_counter() - self._start
-            metrics.DURATION.labels(self._method).observe(seconds, telemetry.exemplar())
+            self._series.duration.observe(seconds, telemetry.exemplar())

@@ -14,6 +14,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from services.chassis.errors import InvalidArgumentError
+from services.chassis.quick_check import fits, has_rules, rules_of
 from twinpath.common.v1 import rules_pb2
 
 Violation = tuple[str, str]
@@ -29,6 +30,8 @@ def check(message: Message) -> None:
     Raises:
         InvalidArgumentError: with every violation, each with its field's path.
     """
+    if fits(message):  # nearly always
+        return
     found = violations(message)
     if found:
         raise InvalidArgumentError(
@@ -58,11 +61,6 @@ def _checks(descriptor: Descriptor) -> list[Check]:
     return known
 
 
-def _rules(field: FieldDescriptor) -> rules_pb2.FieldRules | None:
-    options: Any = field.GetOptions()
-    return options.Extensions[rules_pb2.rules] if options.HasExtension(rules_pb2.rules) else None
-
-
 def _is_list(field: FieldDescriptor) -> bool:
     return bool(field.is_repeated)
 
@@ -72,21 +70,8 @@ def _is_map(field: FieldDescriptor) -> bool:
     return kind is not None and kind.GetOptions().map_entry
 
 
-def _has_rules(descriptor: Descriptor, seen: frozenset[str] = frozenset()) -> bool:
-    """Tell whether a type, or a type within it, has any rule. An enum is one by itself."""
-    if descriptor.full_name in seen:
-        return False
-    seen |= {descriptor.full_name}
-    return any(
-        _rules(field) is not None
-        or field.enum_type is not None
-        or (field.message_type is not None and _has_rules(field.message_type, seen))
-        for field in descriptor.fields
-    )
-
-
 def _field_checks(field: FieldDescriptor) -> Iterator[Check]:
-    rules = _rules(field)
+    rules = rules_of(field)
     name = field.name
     if rules is not None:
         if _is_list(field):
@@ -98,7 +83,7 @@ def _field_checks(field: FieldDescriptor) -> Iterator[Check]:
             yield _scalar_check(field, rules)
     if field.enum_type is not None:
         yield _enum_check(field)
-    if field.message_type is not None and _has_rules(field.message_type):
+    if field.message_type is not None and has_rules(field.message_type):
         yield _nested_check(field)
 
 
