@@ -121,8 +121,10 @@ class LateExport(SpanProcessor):
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Put a span into its local root's bucket."""
-        if span.context.trace_flags.sampled or len(self._open) >= MAX_BUFFERED:
+        if span.context.trace_flags.sampled:
             return
+        if len(self._open) >= MAX_BUFFERED:
+            self._give_up_oldest()
         parent = trace.get_current_span(parent_context)
         bucket = getattr(parent, _BUCKET, None) or _Bucket(span.context.span_id)
         setattr(span, _BUCKET, bucket)
@@ -152,6 +154,14 @@ class LateExport(SpanProcessor):
         if bucket.state == "kept":
             for one in spans:
                 self._export(_as_sampled(one))
+
+    def _give_up_oldest(self) -> None:
+        """Forget the local trace of the oldest open span: it may never end."""
+        with self._lock:
+            bucket = self._open.pop(next(iter(self._open)))
+            bucket.state = "forgotten"
+            self._buffered -= len(bucket.spans)
+            bucket.spans = []
 
     @property
     def buffered(self) -> int:

@@ -171,6 +171,17 @@ def test_memory_is_bounded(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     assert rig.late.buffered == 0
 
 
+def test_spans_that_never_end_don_t_stop_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest open traces are given up for new ones, with all that was kept of them."""
+    monkeypatch.setattr(late_sampling, "MAX_BUFFERED", 4)
+    for _ in range(10):
+        lost = rig.tracer.start_span("never ends")
+        rig.tracer.start_span("child", context=trace.set_span_in_context(lost)).end()
+    assert rig.late.buffered <= 4
+    rig.request(fails=True)
+    assert rig.names == ["attempt", "server"]
+
+
 def test_an_outage_does_not_flood_the_collector() -> None:
     """Above the rate, failed traces are let go until the next second."""
     now = [0.0]
