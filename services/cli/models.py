@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli import client, console
+from services.cli import client, console, models_control
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,8 +21,13 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
-    help="Look at models: versions, states, tensors and artifacts, on both paths.",
+    help="Models: look at both paths'; load, roll back, unload, sign and quantize the local ones.",
 )
+
+app.command()(models_control.load)
+app.command()(models_control.unload)
+app.command()(models_control.rollback)
+app.command()(models_control.states)
 
 Path = Annotated[str, typer.Option("--path", metavar="local|remote", help="Only this path.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the message as JSON.")]

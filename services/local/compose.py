@@ -9,18 +9,24 @@ from services.chassis.identity import read_public_keys
 from services.chassis.run import Mount, Service
 from services.local.artifacts import Artifacts
 from services.local.contracts import Contracts
+from services.local.control import Control
+from services.local.control_servicer import ModelControlServicer
 from services.local.fleet import Fleet
+from services.local.install import Installer, Times
 from services.local.item import Items
 from services.local.models import Models
 from services.local.replicas import Balancer, Replica
 from services.local.servicer import LocalServicer
 from services.local.settings import LocalSettings
 from services.local.stream import Streams
+from services.local.traffic import Traffic
 from services.local.triton import TritonServer
 from services.local.usage import Price
-from twinpath.inference.v1 import inference_pb2_grpc
+from services.local.wishes import Wishes
+from twinpath.inference.v1 import inference_pb2_grpc, model_control_pb2_grpc
 
 NAME = "twinpath.inference.v1.Inference"
+CONTROL_NAME = "twinpath.inference.v1.ModelControl"
 
 
 async def build(settings: LocalSettings, stack: AsyncExitStack) -> Service:
@@ -33,7 +39,20 @@ async def build(settings: LocalSettings, stack: AsyncExitStack) -> Service:
         replicas.append(Replica(url, server))
     balancer = Balancer(replicas)
     keys = read_public_keys(settings.artifact_keys) if settings.artifact_keys else []
-    models = Models(balancer, Artifacts(settings.models, keys), Contracts(settings.catalog), clock)
+    artifacts, contracts = Artifacts(settings.models, keys), Contracts(settings.catalog)
+    traffic = Traffic(explicit=settings.control == "explicit")
+    models = Models(balancer, artifacts, contracts, clock, traffic=traffic)
+    control = installer = None
+    if traffic.explicit and settings.models is not None:
+        times = Times(
+            settings.load_timeout_s,
+            settings.warm_up_timeout_s,
+            settings.unload_drain_s,
+            settings.refresh_s,
+        )
+        installer = Installer(settings.models, artifacts, models, clock, times)
+        wishes = Wishes(settings.control_file)
+        control = Control(balancer, models, installer, contracts, wishes, clock, times)
     fleet = Fleet(
         balancer,
         models,
@@ -41,6 +60,7 @@ async def build(settings: LocalSettings, stack: AsyncExitStack) -> Service:
         # Below the time that health gives a ping, so that silence is noted as such.
         ping_timeout_s=max(1.8 * settings.ping_interval_s, 0.9),
         refresh_s=settings.refresh_s,
+        control=control,
     )
     items = Items(
         fleet,
@@ -48,7 +68,16 @@ async def build(settings: LocalSettings, stack: AsyncExitStack) -> Service:
         Price(settings.machine_usd_per_hour, settings.machine_slots),
         concurrency=settings.model_concurrency,
         waiting=settings.model_waiting,
+        traffic=traffic,
     )
     servicer = LocalServicer(items, Streams(items, fleet, clock), models, clock)
-    mount = Mount(NAME, servicer, inference_pb2_grpc.add_InferenceServicer_to_server)
-    return Service([mount], pings={"triton": fleet.ping}, background=[fleet.watch])
+    mounts = [
+        Mount(NAME, servicer, inference_pb2_grpc.add_InferenceServicer_to_server),
+        Mount(
+            CONTROL_NAME,
+            ModelControlServicer(models, control, installer),
+            model_control_pb2_grpc.add_ModelControlServicer_to_server,
+        ),
+    ]
+    background = [fleet.watch] if control is None else [fleet.watch, control.watch]
+    return Service(mounts, pings={"triton": fleet.ping}, background=background)

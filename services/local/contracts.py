@@ -91,6 +91,10 @@ class Contracts:
                 known.setdefault(key, []).append(contract)
         self._known = known
 
+    def keys(self) -> list[Key]:
+        """Return the models and versions that tasks name, by name, then version."""
+        return sorted(self._known)
+
     def fault(self, spec: ModelSpec) -> str:
         """Return how a model differs from what a task expects of it; empty: it does not."""
         for contract in self._known.get((spec.name, spec.version), ()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from services.local.models import READY, Known
+from services.local.models import READY, WARMING, Known
 from services.local.spec import TensorSpec
 from twinpath.common.v1 import context_pb2
 from twinpath.inference.v1 import inference_pb2, tensor_pb2
@@ -35,6 +35,8 @@ def _state(known: Known) -> tuple[inference_pb2.ModelState, str]:
         return inference_pb2.MODEL_STATE_UNAVAILABLE, known.fault
     if known.serves:
         return inference_pb2.MODEL_STATE_READY, ""
+    if known.state == WARMING:
+        return inference_pb2.MODEL_STATE_LOADING, "it is being warmed up"
     if known.state in ("LOADING", READY):
         return inference_pb2.MODEL_STATE_LOADING, "it is being loaded"
     return inference_pb2.MODEL_STATE_UNAVAILABLE, known.reason or "it is not loaded"

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from services.chassis.clock import Clock
 from services.chassis.errors import DeadlineExceededError, ServiceError, UnavailableError
 from services.local import metrics
+from services.local.control import Control
 from services.local.faults import TritonError
 from services.local.models import Models
 from services.local.replicas import Balancer, Replica
@@ -29,7 +30,9 @@ class Fleet:
         *,
         ping_timeout_s: float,
         refresh_s: float,
+        control: Control | None = None,
     ) -> None:
+        self._control = control
         self.models = models
         self._balancer = balancer
         self._clock = clock
@@ -40,7 +43,8 @@ class Fleet:
         """Ping every replica; health asks this.
 
         Raises:
-            UnavailableError: no replica answers, or none has described its models yet.
+            UnavailableError: no replica answers, or none has described its models yet, or under
+                explicit control, they were not seen to yet.
         """
         before = set(self._balancer.up())
         await asyncio.gather(*(self._ping(replica) for replica in self._balancer.replicas))
@@ -52,6 +56,8 @@ class Fleet:
             raise UnavailableError(_AWAY, f"Triton does not answer at {urls}")
         if not self.models.loaded:
             raise UnavailableError(_AWAY, "Triton has not described its models yet")
+        if self._control is not None and not self._control.settled:
+            raise UnavailableError("MODELS_LOADING", "the models are being loaded and warmed up")
 
     async def _ping(self, replica: Replica[TritonServer]) -> None:
         was_up = replica.up

@@ -16,6 +16,7 @@ from services.local.fleet import Fleet
 from services.local.limits import Gate, Pass
 from services.local.models import Known
 from services.local.prepare import Prepared, check_output, prepare
+from services.local.traffic import Traffic
 from services.local.triton import Answer
 from services.local.usage import Price
 from twinpath.common.v1 import decision_pb2
@@ -60,7 +61,9 @@ class Items:
         *,
         concurrency: int = 64,
         waiting: int = 512,
+        traffic: Traffic | None = None,
     ) -> None:
+        self.traffic = traffic or Traffic()
         self._fleet = fleet
         self._clock = clock
         self._price = price
@@ -77,6 +80,15 @@ class Items:
         """
         now = self._clock.monotonic()
         works = [_Work(item, deadline, now) for item, deadline in items]
+        try:
+            await self._run(works)
+        finally:
+            for work in works:
+                if work.prepared is not None:
+                    self.traffic.leave(work.prepared.key)
+        return [work.result for work in works]
+
+    async def _run(self, works: list[_Work]) -> None:
         unknown = [work for work in works if not self._check(work)]
         if unknown:  # only they have to wait for a look at Triton
             await asyncio.gather(*(self._look(work) for work in unknown))
@@ -97,12 +109,16 @@ class Items:
             await tasks[0]
         else:
             await asyncio.gather(*tasks)
-        return [work.result for work in works]
 
     async def prepare(self, item: inference_pb2.InferItem, deadline: float) -> Prepared:
-        """Check an item that is to be streamed; raises as `find` and `prepare` do."""
+        """Check an item that is to be streamed; raises as `find` and `prepare` do.
+
+        The caller tells `traffic` when the item has left.
+        """
         known = await self._fleet.models.find(item.model, item.version)
-        return prepare(item, known, deadline, self._clock.monotonic(), streamed=True)
+        prepared = prepare(item, known, deadline, self._clock.monotonic(), streamed=True)
+        self.traffic.enter(prepared.key)
+        return prepared
 
     def _check(self, work: _Work, known: Known | None = None) -> bool:
         """Check an item; False: its model is not known to serve."""
@@ -113,6 +129,7 @@ class Items:
                 return False
             now = self._clock.monotonic()
             work.prepared = prepare(item, known, work.deadline, now, streamed=False)
+            self.traffic.enter(work.prepared.key)
         except Exception as error:  # noqa: BLE001 - an item fails alone, whatever it is
             work.failed(error)
         return True

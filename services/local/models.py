@@ -14,6 +14,7 @@ from services.local.contracts import Contracts
 from services.local.faults import TritonError
 from services.local.replicas import Balancer, Replica
 from services.local.spec import ModelSpec
+from services.local.traffic import Traffic
 from services.local.triton import IndexEntry, TritonServer
 from services.local.usage import Counters, Meter, total
 
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 READY = "READY"
 AWAY = "AWAY"
+WARMING = "WARMING"
 Key = tuple[str, str]
 
 _AT_ONCE = 8  # descriptions asked for at once
@@ -34,7 +36,8 @@ class Known:
     Attributes:
         name: The name.
         version: The version; empty for a model of which no version was ever loaded.
-        state: Triton's word; READY where a replica can answer; AWAY while Triton does not.
+        state: Triton's word; READY where a replica can answer; AWAY while Triton does not; WARMING
+            until it has answered a warm-up, under explicit control.
         reason: Why not, in Triton's words or ours.
         spec: Its description; None until it was ready once.
         artifact: Its artifact.
@@ -80,7 +83,9 @@ class Models:
         contracts: Contracts,
         clock: Clock,
         timeout_s: float = 2.0,
+        traffic: Traffic | None = None,
     ) -> None:
+        self.traffic = traffic or Traffic()
         self._balancer = balancer
         self._artifacts = artifacts
         self._contracts = contracts
@@ -103,14 +108,14 @@ class Models:
         if not self.loaded:
             raise _nothing_known()
         known = sorted(self._known.values(), key=lambda k: (k.name, _number(k.version)))
-        if not self._balancer.up():
-            known = [replace(k, state=AWAY, reason="Triton does not answer") for k in known]
-        return known
+        return [self._seen(each) for each in known]
 
     def peek(self, name: str, version: str) -> Known | None:
         """Return a model that may be asked, None where `find` would have to look or to refuse."""
         found = self._look_up(name, version)
-        return found if found is not None and found.serves else None
+        if found is None or not found.serves or not self.traffic.takes((name, found.version)):
+            return None
+        return found
 
     async def find(self, name: str, version: str) -> Known:
         """Return a model that may be asked; an empty version is the newest that may.
@@ -136,13 +141,24 @@ class Models:
             raise FailedPreconditionError(
                 reason, f"the model is refused: {found.fault}", metadata=about
             )
-        if not found.serves:
+        if not found.serves or not self.traffic.takes((name, found.version)):
             raise UnavailableError(
                 "MODEL_UNAVAILABLE", "the model is not loaded", metadata=about, retry_after=1.0
             )
         return found
 
+    def known(self, name: str, version: str) -> Known | None:
+        """Return a version as `all` does, None where nothing is known of it."""
+        found = self._known.get((name, version))
+        return found if found is None else self._seen(found)
+
+    def _seen(self, known: Known) -> Known:
+        if self._balancer.up():
+            return known
+        return replace(known, state=AWAY, reason="Triton does not answer")
+
     def _look_up(self, name: str, version: str) -> Known | None:
+        version = version or self.traffic.serving(name)
         if version:
             exact = self._known.get((name, version))
             return exact or self._known.get((name, ""))
@@ -153,6 +169,12 @@ class Models:
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._refresh())
         await asyncio.shield(self._refreshing)
+
+    async def refresh_anew(self) -> None:
+        """Ask with a look that begins now, because something was just changed."""
+        while self._refreshing is not None and not self._refreshing.done():
+            await asyncio.shield(self._refreshing)
+        await self.refresh()
 
     async def _refresh_on_miss(self) -> None:
         """Look anew, because a request names a model that may just have been loaded."""
@@ -204,15 +226,18 @@ class Models:
         except TritonError as error:
             log.info("replica does not describe itself", extra={"why": str(error)})
             return None
+        admitted = self.traffic.admitted(replica.url, described.keys())
         known: dict[Key, Known] = {}
         for entry in entries:
             key = (entry.name, entry.version)
             before = self._known.get(key)
             spec = described.get(key) or (before.spec if before else None)
             meter = before.meter if before else Meter()
-            state = entry.state if key in described or entry.state != READY else "LOADING"
+            state = entry.state
+            if state == READY and key not in admitted:
+                state = WARMING if key in described else "LOADING"
             known[key] = Known(entry.name, entry.version, state, entry.reason, spec, meter=meter)
-        replica.models = frozenset(described)
+        replica.loaded, replica.models = frozenset(described), admitted
         return _Inventory(known, counters)
 
     async def _describe(

@@ -51,6 +51,11 @@ class Prepared:
     rank: int
     deadline: float
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """The model's name and version."""
+        return self.spec.name, self.spec.version
+
 
 def prepare(
     item: inference_pb2.InferItem, known: Known, deadline: float, now: float, *, streamed: bool

@@ -19,13 +19,15 @@ S = TypeVar("S")
 class Replica(Generic[S]):
     """One server, and what is known about its health.
 
-    `server` is its client; `models` are the keys of the models that are ready on it.
+    `server` is its client; `loaded` are the keys of the models that are ready on it, `models` those
+    of them that may be asked: all, but under explicit control only the warm ones.
     """
 
     def __init__(self, url: str, server: S) -> None:
         self.url = url
         self.server = server
         self.models: frozenset[tuple[str, str]] = frozenset()
+        self.loaded: frozenset[tuple[str, str]] = frozenset()
         self.in_flight = 0
         self.failures = 0
         self.up = False

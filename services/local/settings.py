@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -37,6 +37,25 @@ class LocalSettings(ServiceSettings):
         validation_alias="TWINPATH_CATALOG",
         description="the catalog's folder; set: a model that differs from what a task expects of "
         "it is refused",
+    )
+    control: Literal["none", "explicit"] = Field(
+        default="none",
+        description="explicit: this service loads, warms up and unloads the models; Triton runs "
+        "with --model-control-mode explicit",
+    )
+    control_file: Path | None = Field(
+        default=None,
+        description="where explicit control keeps what operators asked for; unset: it is "
+        "forgotten when this service ends",
+    )
+    load_timeout_s: float = Field(
+        default=120.0, gt=0, description="seconds that Triton may take to load a version"
+    )
+    warm_up_timeout_s: float = Field(
+        default=30.0, gt=0, description="seconds that a warm-up inference may take"
+    )
+    unload_drain_s: float = Field(
+        default=30.0, ge=0, description="seconds to wait for a version's requests on unloading"
     )
     machine_usd_per_hour: float = Field(
         default=0.0, ge=0, description="price of Triton's machine; 0: not known, so no costs"
@@ -72,6 +91,11 @@ class LocalSettings(ServiceSettings):
             raise ValueError(
                 "TWINPATH_LOCAL_ARTIFACT_KEYS needs TWINPATH_LOCAL_MODELS: "
                 "without the files no signature can be checked"
+            )
+        if self.control == "explicit" and self.models is None:
+            raise ValueError(
+                "TWINPATH_LOCAL_CONTROL=explicit needs TWINPATH_LOCAL_MODELS: "
+                "what is loaded is checked on disk first"
             )
         return self
 

@@ -62,6 +62,8 @@ class Streams:
             raise
         finally:
             known = prepared.known if prepared is not None else None
+            if prepared is not None:
+                self._items.traffic.leave(prepared.key)
             self._items.finish(metering, known, started, reason)
         yield Message(final=final)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from services.local.faults import TritonError, translate
@@ -188,9 +189,17 @@ class TritonServer:
             self._working.discard(call)
             self._dropped.discard(call)
 
-    async def load(self, name: str, timeout: float) -> None:
-        """Load a model, or load it anew, under explicit control."""
+    async def load(self, name: str, timeout: float, config: str = "") -> None:
+        """Load a model, or load it anew, under explicit control.
+
+        Args:
+            name: The model.
+            timeout: Seconds.
+            config: As `with_versions` makes it; empty: the repository's own.
+        """
         request = service_pb2.RepositoryModelLoadRequest(model_name=name)
+        if config:
+            request.parameters["config"].string_param = config
         await self._call(self._stub.RepositoryModelLoad, request, timeout, model=name)
 
     async def unload(self, name: str, timeout: float) -> None:
@@ -254,6 +263,25 @@ _VALUES: dict[str, Any] = {
     name.removeprefix("DATATYPE_"): value for name, value in tensor_pb2.Datatype.items() if value
 }
 _NAMES = {value: name for name, value in _VALUES.items()}
+
+
+def with_versions(config: str, versions: Iterable[str]) -> str:
+    """Return a `config.pbtxt` as the JSON that `load` takes, for exactly these versions.
+
+    Triton leaves versions that are loaded already as they are, and lets those that are no longer
+    named end their work.
+
+    Raises:
+        ValueError: It is no configuration of a model.
+    """
+    try:
+        parsed = text_format.Parse(config, model_config_pb2.ModelConfig())
+    except text_format.ParseError as error:
+        raise ValueError(f"config.pbtxt can't be read: {error}") from error
+    parsed.ClearField("version_policy")
+    parsed.version_policy.specific.versions.extend(int(version) for version in versions)
+    text: str = json_format.MessageToJson(parsed, preserving_proto_field_name=True)
+    return text
 
 
 def _tensor_specs(entries: Iterable[Any], optional: frozenset[str]) -> tuple[TensorSpec, ...]:

@@ -25,7 +25,13 @@ pytestmark = pytest.mark.integration
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
     """A Triton with two models."""
     folder = tmp_path_factory.mktemp("triton")
-    with triton(folder, triton_models.batched, triton_models.echo) as running:
+    with triton(
+        folder,
+        triton_models.batched,
+        triton_models.echo,
+        control="explicit",
+        load=("batched", "echo"),
+    ) as running:
         yield running
 
 
@@ -34,9 +40,18 @@ async def twinpath(
 ) -> tuple[int, str, str]:
     """Run the command as a process of its own; exit status, stdout, stderr."""
     settings = settings_for(
-        LocalSettings, keys, triton_url=server.url, models=server.options.models
+        LocalSettings,
+        keys,
+        triton_url=server.url,
+        models=server.options.models,
+        control="explicit",
+        control_file=home.parent / "models.json",
+        refresh_s=0.1,
     )
     async with start_service(settings, build) as service:
+        async with asyncio.timeout(60):
+            while not await service.health.check():  # noqa: ASYNC110 - not this loop's event
+                await asyncio.sleep(0.05)
         environment = {
             **os.environ,
             "TWINPATH_HOME": str(home),
@@ -94,3 +109,26 @@ async def test_an_unknown_model_is_an_error(server: Triton, keys: MeshKeys, tmp_
     code, out, err = await twinpath(server, keys, tmp_path, "describe", "nope", "--path", "local")
     assert (code, out) == (1, "")
     assert "MODEL_UNKNOWN" in err
+
+
+async def test_a_version_is_rolled_back_unloaded_and_loaded_again(
+    server: Triton, keys: MeshKeys, tmp_path: Path
+) -> None:
+    """By hand, one command each; what can't be done is refused with its reason."""
+    for arguments, wanted in (
+        (("rollback", "batched", "--to", "1"), "batched 1 serves, no longer 2"),
+        (("unload", "batched", "2"), "batched 2 is unloaded"),
+        (("load", "batched", "2"), "batched 2 serves, warmed up in"),
+        (("rollback", "batched"), "batched 1 serves, no longer 2"),
+    ):
+        code, out, err = await twinpath(server, keys, tmp_path, *arguments)
+        assert (code, err) == (0, "")
+        assert wanted in out
+    code, _, err = await twinpath(server, keys, tmp_path, "unload", "batched", "1")
+    assert code == 1
+    assert "MODEL_SERVING" in err
+    code, out, _ = await twinpath(server, keys, tmp_path, "states", "batched")
+    assert code == 0
+    rows = [line.split() for line in out.splitlines()]
+    assert ["batched", "1", "ready", "yes"] in rows
+    assert ["batched", "2", "ready"] in rows
