@@ -86,7 +86,7 @@ def test_it_agrees_with_the_validator_on_every_request(request_type: Any) -> Non
 
 def test_good_messages_of_the_hot_path_fit() -> None:
     """An Append as the router sends it does not take the slow way."""
-    from tests.load.audit_bench import entry  # noqa: PLC0415 - a load test's own part
+    from tests.load.audit_bench import entry
 
     made = [entry(f"d{n}", 2, n) for n in range(3)]
     assert fits(audit_pb2.AppendRequest(entries=made))
