@@ -27,6 +27,7 @@ from services.chassis.errors import (
 from services.router import metrics
 from services.router.board import Board
 from services.router.breaker import Permit
+from services.router.cache import Place, ResponseCache
 from services.router.decision import Decision
 from services.router.grants import GrantSigner
 from services.router.plan import Candidate, Entry
@@ -39,6 +40,7 @@ from twinpath.inference.v1 import inference_pb2, tensor_pb2
 _tracer = trace.get_tracer(__name__)
 
 CONTENT_FILTERED = "CONTENT_FILTERED"
+_KEEPING_S = 0.06  # an attempt has a time-out of its own; this is for the keeping after it
 MIN_TIME_S = 0.001  # with less there is no point in a call
 
 Outputs = Sequence[tensor_pb2.Tensor]
@@ -53,6 +55,7 @@ class Answer:
     outputs: Outputs = ()
     finish_reason: inference_pb2.FinishReason = inference_pb2.FINISH_REASON_UNSPECIFIED
     fallback: bool = False
+    cached: bool = False
     error: ServiceError | None = None
 
 
@@ -91,16 +94,33 @@ class _Open:
         return int((clock.monotonic() - self.start) * 1e6)
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """The arguments of one attempt."""
+
+    errand: Errand
+    entry: Entry
+    kind: decision_pb2.AttemptKind
+    budget_s: float
+    answer: Answer
+
+
 class Attempter:
     """Makes attempts over the paths."""
 
     def __init__(
-        self, paths: Mapping[str, Inference], board: Board, signer: GrantSigner, clock: Clock
+        self,
+        paths: Mapping[str, Inference],
+        board: Board,
+        signer: GrantSigner,
+        clock: Clock,
+        cache: ResponseCache | None = None,
     ) -> None:
         self._paths = paths
         self._board = board
         self._signer = signer
         self._clock = clock
+        self._cache = cache
 
     async def attempt(
         self,
@@ -111,6 +131,21 @@ class Attempter:
         answer: Answer,
     ) -> ServiceError | None:
         """Make one attempt within `budget_s`. Fill the answer, or return why it failed."""
+        if self._cache is not None:
+            place = self._cache.place(errand.decision, entry.candidate)
+            if place is not None:
+                call = _Call(errand, entry, kind, budget_s, answer)
+                return await self._through(self._cache, place, call)
+        return await self._make(errand, entry, kind, budget_s, answer)
+
+    async def _make(
+        self,
+        errand: Errand,
+        entry: Entry,
+        kind: decision_pb2.AttemptKind,
+        budget_s: float,
+        answer: Answer,
+    ) -> ServiceError | None:
         if entry.candidate.path == "remote":
             await errand.intent_durable()
             budget_s = min(budget_s, errand.left())  # the wait may have taken all of it
@@ -133,6 +168,64 @@ class Attempter:
             answer.candidate = entry.candidate
             answer.fallback = entry.rank > 1
         return error
+
+    # ---- around it, the response cache ------------------------------------------------------
+
+    async def _through(
+        self, cache: ResponseCache, place: Place, call: _Call
+    ) -> ServiceError | None:
+        """Give the answer that is kept, or that an equal question is getting; else ask."""
+        start = self._clock.monotonic()
+        until = start + call.budget_s
+        kept = await cache.get(place)
+        if kept is not None and self._take(call, kept, start):
+            return None
+        error: ServiceError | None = None
+
+        async def ask() -> inference_pb2.InferResult | None:
+            nonlocal error
+            left = until - self._clock.monotonic()
+            error = await self._make(call.errand, call.entry, call.kind, left, call.answer)
+            if error is not None:
+                return None
+            result = inference_pb2.InferResult(
+                outputs=call.answer.outputs, finish_reason=call.answer.finish_reason
+            )
+            await cache.put(place, result)
+            return result
+
+        try:
+            async with asyncio.timeout(call.budget_s + _KEEPING_S):
+                result, mine = await cache.flights.run(place.name, ask)
+        except TimeoutError:
+            return DeadlineExceededError("ATTEMPT_TIMEOUT", "an equal question has no answer yet")
+        if mine:
+            return error
+        if result is not None and self._take(call, result, start):
+            return None
+        # The other one failed, perhaps for reasons of its own: a deadline, a breaker's probe.
+        left = until - self._clock.monotonic()
+        return await self._make(call.errand, call.entry, call.kind, left, call.answer)
+
+    def _take(self, call: _Call, kept: inference_pb2.InferResult, start: float) -> bool:
+        """Fill the answer from what was kept, by the same filter as any output."""
+        try:
+            outputs = call.errand.accept(kept.outputs)
+        except ServiceError:
+            return False  # the contract has changed since
+        now = self._clock.monotonic()
+        attempt = decision_pb2.Attempt(
+            candidate=candidate_ref(call.entry.candidate),
+            kind=decision_pb2.ATTEMPT_KIND_CACHE,
+            start_time_unix_us=self._clock.unix_us() - int((now - start) * 1e6),
+            latency_us=int((now - start) * 1e6),
+        )
+        answer = call.answer
+        answer.attempts.append(attempt)
+        answer.outputs, answer.finish_reason = outputs, kept.finish_reason
+        answer.candidate, answer.fallback = call.entry.candidate, call.entry.rank > 1
+        answer.cached = True
+        return True
 
     async def stream(
         self,

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from services.chassis.files import FileError, digest_of, read_model
 from services.router.objective import Objective
 from services.router.policy import Policy, PolicyFile, compile_policy
+from services.router.quotas import QuotaFile, QuotaRule
 from twinpath.inference import tensors
 
 log = logging.getLogger(__name__)
@@ -166,6 +167,13 @@ class ResilienceSpec(_Strict):
     )
 
 
+class CacheSpec(_Strict):
+    """Answers of this task may be kept, and given again for the same input."""
+
+    ttl_s: float = Field(gt=0, le=86400, description="seconds for which an answer may be given")
+    restricted: bool = Field(default=False, description="answers to restricted requests, too")
+
+
 class Task(_Strict):
     """One task file."""
 
@@ -186,6 +194,7 @@ class Task(_Strict):
     )
     objective: ObjectiveSpec = Field(default_factory=ObjectiveSpec)
     resilience: ResilienceSpec = Field(default_factory=ResilienceSpec)
+    cache: CacheSpec | None = Field(default=None, description="none: no answer is kept")
 
     @field_validator("candidates")
     @classmethod
@@ -200,6 +209,12 @@ class Task(_Strict):
     def _restricted_waits_for_the_log(self) -> Task:
         if self.data_class == "restricted" and self.audit_outage == "outbox":
             raise ValueError("a restricted task can't decide while the audit log is away")
+        return self
+
+    @model_validator(mode="after")
+    def _cache_is_meant(self) -> Task:
+        if self.cache is not None and self.data_class == "restricted" and not self.cache.restricted:
+            raise ValueError("a restricted task's cache must say restricted: true, or not be there")
         return self
 
     @model_validator(mode="after")
@@ -228,10 +243,11 @@ class Catalog:
     tasks: dict[str, Task]
     policy: Policy
     version: str
+    quotas: tuple[QuotaRule, ...] = ()
 
 
 def load_catalog(folder: Path) -> Catalog:
-    """Read `tasks/*.yaml` and `policies/*.yaml`.
+    """Read `tasks/*.yaml`, `policies/*.yaml` and, where there is one, `quotas.yaml`.
 
     Raises:
         FileError: with one line for each mistake in any file.
@@ -259,6 +275,13 @@ def load_catalog(folder: Path) -> Catalog:
             files.append((path, read_model(path, PolicyFile)))
         except FileError as error:
             mistakes.append(str(error))
+    quota_files = [path for path in (folder / "quotas.yaml",) if path.exists()]
+    quotas: tuple[QuotaRule, ...] = ()
+    for path in quota_files:
+        try:
+            quotas = tuple(read_model(path, QuotaFile).quotas)
+        except FileError as error:
+            mistakes.append(str(error))
     policy = None
     if not mistakes:
         try:
@@ -267,7 +290,8 @@ def load_catalog(folder: Path) -> Catalog:
             mistakes.append(str(error))
     if mistakes or policy is None:
         raise FileError("\n".join(mistakes))
-    return Catalog(tasks, policy, digest_of([*task_files, *policy_files], folder))
+    version = digest_of([*task_files, *policy_files, *quota_files], folder)
+    return Catalog(tasks, policy, version, quotas)
 
 
 class CatalogKeeper:
@@ -293,7 +317,7 @@ class CatalogKeeper:
         self.stale_reason = ""
 
     def _stamp(self) -> tuple[tuple[str, int, int], ...]:
-        files = sorted(self._folder.glob("*/*.yaml"))
+        files = sorted([*self._folder.glob("*/*.yaml"), *self._folder.glob("quotas.yaml")])
         return tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files)
 
     async def watch(self) -> None:

@@ -19,6 +19,7 @@ from services.chassis.run import Mount, Service
 from services.router.admission import Admission
 from services.router.attempt import Attempter
 from services.router.board import Board
+from services.router.cache import ResponseCache
 from services.router.catalog import Catalog, CatalogKeeper
 from services.router.clients import AuditClient, FeaturesClient, InferenceClient, RedisClaims
 from services.router.dispatch import Dispatcher
@@ -29,9 +30,11 @@ from services.router.outbox import Outbox, OutboxAudit
 from services.router.overrides import Overrides
 from services.router.pipeline import Pipeline
 from services.router.ports import Audit, Inference
+from services.router.quotas import OwnBuckets, Quotas
 from services.router.replay import Replays
 from services.router.servicer import RouterServicer
 from services.router.settings import RouterSettings
+from services.router.state_store import StateStore
 from services.router.steps import CatalogView, Steps
 from services.router.streams import Streams
 from twinpath.audit.v1 import audit_pb2
@@ -104,7 +107,12 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
     admission = Admission(Limiter(limits), clock)
     stack.enter_context(RouterState(board, admission.limiter).shown())
     claims = RedisClaims(state)
-    attempter = Attempter(paths, board, signer, clock)
+    store = StateStore(state, clock)
+    cache = None
+    if settings.cache_key is not None:
+        cache = ResponseCache.from_file(store, settings.cache_key)
+    attempter = Attempter(paths, board, signer, clock, cache)
+    quotas = Quotas(store, OwnBuckets(clock))
     dispatcher = Dispatcher(attempter, board, clock, random.random)
     pipeline = Pipeline(
         steps=steps,
@@ -158,7 +166,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
         mounts=[
             Mount(
                 "twinpath.router.v1.Router",
-                RouterServicer(pipeline, streams, board, catalog, overrides, replays),
+                RouterServicer(pipeline, streams, board, catalog, overrides, replays, quotas),
                 router_pb2_grpc.add_RouterServicer_to_server,
             )
         ],

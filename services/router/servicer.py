@@ -21,6 +21,7 @@ from services.router.board import Board
 from services.router.catalog import Catalog, Task
 from services.router.overrides import PATH_NAMES, Overrides
 from services.router.pipeline import Pipeline
+from services.router.quotas import Quotas
 from services.router.records import candidate_ref
 from services.router.replay import Replays
 from services.router.steps import CatalogView
@@ -44,25 +45,37 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         catalog: Callable[[], CatalogView],
         overrides: Overrides,
         replays: Replays,
+        quotas: Quotas | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._streams = streams
         self._board = board
         self._catalog = catalog
         self._overrides = overrides
+        self._quotas = quotas
         self._replays = replays
+
+    async def _within_quota(self, call: Call) -> None:
+        """Before any work, and before the limiter: a refusal here says nothing about load."""
+        rules = self._catalog().catalog.quotas
+        if rules and self._quotas is not None:
+            await self._quotas.take(rules, call.identity)
 
     async def Infer(
         self, request: router_pb2.InferRequest, context: Any
     ) -> router_pb2.InferResponse:
         """Make one decision."""
-        return await self._pipeline.decide(request, _call())
+        call = _call()
+        await self._within_quota(call)
+        return await self._pipeline.decide(request, call)
 
     async def InferStream(
         self, request: router_pb2.InferStreamRequest, context: Any
     ) -> AsyncIterator[router_pb2.InferStreamResponse]:
         """Make one decision in chunks."""
-        async with aclosing(self._streams.decide(request.request, _call())) as messages:
+        call = _call()
+        await self._within_quota(call)
+        async with aclosing(self._streams.decide(request.request, call)) as messages:
             async for message in messages:
                 yield message
 
@@ -78,7 +91,8 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         try:
             # A span of its own: the attributes of many decisions don't fit on the call's.
             with _tracer.start_as_current_span(names.SPAN_ITEM):
-                response = await self._pipeline.decide(item.request, call, item.id)
+                await self._within_quota(call)
+            response = await self._pipeline.decide(item.request, call, item.id)
         except ServiceError as error:
             return router_pb2.BatchResult(id=item.id, status=to_status(error))
         return router_pb2.BatchResult(id=item.id, response=response)

@@ -41,6 +41,10 @@ class RouterSettings(ServiceSettings):
         ge=1,
         description="the adaptive limit of decisions at once never goes above this",
     )
+    cache_key: Path | None = Field(
+        default=None,
+        description="file with the 32 bytes that encrypt kept answers; none: nothing is kept",
+    )
     outbox: Path | None = Field(
         default=None, description="file for records while audit is away; none: no outbox"
     )

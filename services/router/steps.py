@@ -262,6 +262,7 @@ class Steps:
             feature_handling=decision.assembled.handling,
             lineage=records.lineage_message(decision, self._code_version),
             fallback=answer.fallback,
+            cached=answer.cached,
             catalog_stale=decision.catalog_stale,
             finish_reason=answer.finish_reason,
             latency_us=int((self._clock.monotonic() - decision.started) * 1e6),

@@ -411,9 +411,9 @@ def _of_records(world: World, callers: list[Caller]) -> list[str]:
                 broken.append(f"{called} calls were made, {tried[decision]} are in the record")
     for path in world.paths.values():
         for decision in path.calls:
-            if not kinds.get(decision, Counter())[record_pb2.RECORD_KIND_INTENT]:
-                if not world.audit.away:  # else the INTENT of a local call may have failed
-                    broken.append("a model was asked without an INTENT")
+            intended = kinds.get(decision, Counter())[record_pb2.RECORD_KIND_INTENT]
+            if not intended and not world.audit.away:  # a log that was away may not have it
+                broken.append("a model was asked without an INTENT")
     outputs: dict[str, set[bytes]] = {}
     for caller in callers:
         if caller.reply is None:
