@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import random
 import signal
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -170,8 +172,8 @@ async def _ready(channel: grpc.aio.Channel, process: asyncio.subprocess.Process)
             return
 
 
-async def run(folder: Path, kills: int, seed: int) -> Tally:
-    """Kill the service so many times, then check every acknowledgement against the files.
+async def run(folder: Path, kills: int, seed: int, within_s: float = math.inf) -> Tally:
+    """Kill the service so many times, or as often as time allows, then check every acknowledgement against the files.
 
     Raises:
         AssertionError: something acknowledged is missing or changed, a decision has two
@@ -182,7 +184,10 @@ async def run(folder: Path, kills: int, seed: int) -> Tally:
     token = keys.token("service:router", lifetime_s=86_400, roles=["auditor"])
     environment = _environment(folder, keys, support.free_port())
     tally, open_ = Tally(), list[str]()
+    end = time.monotonic() + within_s
     for life in range(kills):
+        if time.monotonic() > end:
+            break
         await _one_life(environment, token, life, chance, tally, open_)
     check(folder, tally)
     return tally
@@ -221,9 +226,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        tally = asyncio.run(run(Path(folder), given.kills, given.seed))
+        tally = asyncio.run(run(Path(folder), given.kills, given.seed, given.minutes * 60))
     print(  # noqa: T201
         f"kills {tally.kills}, acknowledged {tally.acknowledged}, missing 0, forks 0, "
         f"repeated and answered from the log {tally.repeated}, checkpoints kept {len(tally.notes)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import threading
 
@@ -99,6 +100,23 @@ def test_a_lost_side_file_is_no_loss(tmp_path) -> None:
     again, recovery = Journal.open(files, limits=LIMITS, hasher=payload_digest, watermark=False)
     assert recovery.rebuilt
     assert (again.read(0), again.read(1)) == (payloads[0], b"")
+    files.close()
+
+
+def test_a_disk_that_can_not_take_the_smaller_segment_loses_nothing(tmp_path, monkeypatch) -> None:
+    """All stays as it was, and a later try removes what is to go."""
+    files, journal, payloads = payloads_in(tmp_path)
+
+    def full(name: str, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "replace", full)
+        with pytest.raises(OSError, match="no space"):
+            journal.blank([1])
+    assert (journal.read(1), journal.is_blank(1)) == (payloads[1], False)
+    journal.blank([1])
+    assert (journal.read(0), journal.read(1)) == (payloads[0], b"")
     files.close()
 
 
