@@ -31,11 +31,11 @@ class Admission:
         Raises:
             ResourceExhaustedError: there is no place for a request of its priority.
         """
-        with metrics.request() as seen, self._place(request):
+        with metrics.request() as seen, self._place(request, seen):
             yield seen
 
     @contextmanager
-    def _place(self, request: router_pb2.InferRequest) -> Iterator[None]:
+    def _place(self, request: router_pb2.InferRequest, seen: metrics.Seen) -> Iterator[None]:
         priority = Priority(request.priority or Priority.NORMAL)
         ticket = self.limiter.acquire(self._clock.monotonic(), priority, request.task)
         if isinstance(ticket, Refusal):
@@ -47,7 +47,9 @@ class Admission:
         outcome = Outcome.IGNORED  # what ends with another error says nothing about load
         try:
             yield
-            outcome = Outcome.DONE
+            # Time lost on a candidate that failed is no sign of load; the breaker deals with it.
+            fell_back = seen.decision is not None and seen.decision.fallback
+            outcome = Outcome.IGNORED if fell_back else Outcome.DONE
         except DeadlineExceededError:
             outcome = Outcome.TIMED_OUT  # a caller in a hurry is not yet a sign of load
             raise

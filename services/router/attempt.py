@@ -64,7 +64,7 @@ class Errand:
     """A decision that is ready to be dispatched.
 
     `accept` is the output filter; an output that it refuses is a failed attempt. `intent_durable`
-    returns once the INTENT is on disk, and raises if it can't be.
+    returns once the INTENT is on disk, and raises if it can't be. `fresh`: no kept answer will do.
     """
 
     decision: Decision
@@ -72,6 +72,7 @@ class Errand:
     intent_durable: Callable[[], Awaitable[None]]
     clock: Clock
     size_class: int = 0
+    fresh: bool = False
 
     def left(self) -> float:
         """Return the seconds left to the decision's deadline."""
@@ -131,7 +132,7 @@ class Attempter:
         answer: Answer,
     ) -> ServiceError | None:
         """Make one attempt within `budget_s`. Fill the answer, or return why it failed."""
-        if self._cache is not None:
+        if self._cache is not None and not errand.fresh:
             place = self._cache.place(errand.decision, entry.candidate)
             if place is not None:
                 call = _Call(errand, entry, kind, budget_s, answer)

@@ -132,6 +132,7 @@ def make_plan(
     """
     admitted: dict[str, tuple[Candidate, State]] = {}
     refused: list[Entry] = []
+    last_resort: dict[str, tuple[Candidate, State]] = {}
     for candidate in candidates:
         state = states[candidate.id]
         reasons = [
@@ -139,10 +140,17 @@ def make_plan(
             for denial in policy.denials(facts, candidate.facts, candidate.facts_key)
         ]
         reasons += _circumstances(candidate, state, only_path, time_left)
+        if _only_slow(reasons, state, time_left):
+            last_resort[candidate.id] = (candidate, state)
         if reasons:
             refused.append(Entry(candidate, state, 0, tuple(reasons)))
         else:
             admitted[candidate.id] = (candidate, state)
+    if not admitted and last_resort:
+        # Half of its answers would come in time, and nobody else is left. To refuse would also
+        # end the measuring, so that it could not come back.
+        admitted = last_resort
+        refused = [entry for entry in refused if entry.candidate.id not in admitted]
     measures = [
         Measures(c.id, c.preference, s.p50, c.cost_nanos, c.quality, s.in_flight)
         for c, s in admitted.values()
@@ -153,6 +161,12 @@ def make_plan(
     ]
     refused.sort(key=lambda entry: entry.candidate.id)
     return Plan((*ranked, *refused), policy.version, facts["data_class"])
+
+
+def _only_slow(reasons: Sequence[Refusal], state: State, time_left: float) -> bool:
+    """Tell whether its slowest answers alone speak against a candidate, not its usual ones."""
+    slow = bool(reasons) and all(reason.kind is Kind.TIME for reason in reasons)
+    return slow and (state.p50 or 0.0) <= time_left
 
 
 def _circumstances(

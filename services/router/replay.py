@@ -264,6 +264,7 @@ class Replays:
                 accept=lambda outputs: check_outputs(decision.task, outputs),
                 intent_durable=intent_durable,
                 clock=self._clock,
+                fresh=True,  # what is asked is what the model says now
                 size_class=size_class_of(decision),
             )
         )

@@ -130,3 +130,22 @@ def test_confidential_data_needs_an_approved_vendor_and_the_demanded_region() ->
     assert admitted(approved, facts(3))
     assert not admitted(plain, facts(2, residency="us"))
     assert admitted(plain, facts(2, residency="eu"))
+
+
+def planned(first: State, second: State) -> list[str]:
+    """The order in which candidates a and b, both local, would be asked with a second left."""
+    both = (candidate("a", "local", 1), candidate("b", "local", 2))
+    states = {"a": first, "b": second}
+    plan = make_plan(both, states, POLICY, facts(), time_left=1.0)
+    return [entry.candidate.id for entry in plan.admitted]
+
+
+def test_the_slow_one_is_asked_when_nobody_else_is_left() -> None:
+    """A p95 that does not fit excludes, unless it is the only reason against the only candidate."""
+    slow = State(ready=True, p50=0.05, p95=2.0)
+    hopeless = State(ready=True, p50=1.5, p95=2.0)
+    down = State(ready=False, p50=0.05, p95=2.0)
+    fast = State(ready=True, p50=0.01, p95=0.02)
+    assert planned(slow, fast) == ["b"]
+    assert planned(slow, down) == ["a"]
+    assert planned(hopeless, down) == []
