@@ -8,7 +8,7 @@ LOCKS  := deploy/locks
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo up test unit contract integration chaos mutants bench lint format types proto locks clean
+.PHONY: help env demo up jaeger test unit contract integration chaos drill mutants bench lint format types proto locks clean
 
 help:  ## list the jobs
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ demo: env  ## the whole story on real parts, in minutes; exits 0 only if every p
 
 up: env  ## start the mesh and keep it running
 	@$(BIN)/twinpath up
+
+jaeger: env  ## build the real Jaeger (needs Go, takes minutes); `make up` starts it where it is built
+	@sh deploy/jaeger/build.sh
 
 # ---- tests --------------------------------------------------------------------------------
 test: env lint types  ## everything: lint, types, unit, contract, integration
