@@ -133,12 +133,10 @@ def make_plan(
     admitted: dict[str, tuple[Candidate, State]] = {}
     refused: list[Entry] = []
     last_resort: dict[str, tuple[Candidate, State]] = {}
-    for candidate in candidates:
+    denied = policy.all_denials(facts, [(c.facts, c.facts_key) for c in candidates])
+    for candidate, denials in zip(candidates, denied, strict=True):
         state = states[candidate.id]
-        reasons = [
-            Refusal(Kind.POLICY, denial.rule, denial.message)
-            for denial in policy.denials(facts, candidate.facts, candidate.facts_key)
-        ]
+        reasons = [Refusal(Kind.POLICY, denial.rule, denial.message) for denial in denials]
         reasons += _circumstances(candidate, state, only_path, time_left)
         if _only_slow(reasons, state, time_left):
             last_resort[candidate.id] = (candidate, state)
@@ -166,7 +164,7 @@ def make_plan(
 def _only_slow(reasons: Sequence[Refusal], state: State, time_left: float) -> bool:
     """Tell whether its slowest answers alone speak against a candidate, not its usual ones."""
     slow = bool(reasons) and all(reason.kind is Kind.TIME for reason in reasons)
-    return slow and (state.p50 or 0.0) <= time_left
+    return slow and state.p50 is not None and state.p50 <= time_left
 
 
 def _circumstances(

@@ -85,6 +85,38 @@ class Policy:
     rules: tuple[Rule, ...]
     version: str
     _memory: dict[tuple[Any, ...], Denial | None] = field(default_factory=dict)
+    _whole: dict[tuple[Any, ...], tuple[Denial, ...]] = field(default_factory=dict)
+    _reads: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Note which request facts any rule reads; the task decides which rules count."""
+        read = {name for rule in self.rules for name in rule.reads} | {"task"}
+        self._reads = tuple(name for name in REQUEST_FACTS if name in read)
+
+    def all_denials(
+        self, facts: Mapping[str, Any], candidates: Sequence[tuple[Mapping[str, Any], str]]
+    ) -> list[tuple[Denial, ...]]:
+        """Return what `denials` does for several candidates, each with its facts and their key.
+
+        Most requests have been seen before as far as the rules can tell: one look-up for each.
+        """
+        read = tuple([facts[name] for name in self._reads])
+        found = []
+        for candidate, key in candidates:
+            place = (key, read)
+            denials = self._whole.get(place)
+            if denials is None:
+                denials = tuple(self.denials(facts, candidate, key))
+                if len(self._whole) >= _MEMORY:
+                    self._whole.clear()
+                self._whole[place] = denials
+            found.append(denials)
+        return found
+
+    def forget(self) -> None:
+        """Forget all results: the next ones are evaluated anew."""
+        self._memory.clear()
+        self._whole.clear()
 
     def denials(
         self, facts: Mapping[str, Any], candidate: Mapping[str, Any], key: str
