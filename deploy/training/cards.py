@@ -104,6 +104,8 @@ def make_card(
             {"name": name, "datatype": datatype, "shape": [-1, 1]}
             for name, datatype in OUTPUTS[candidate.kind]
         ],
+        # A plausible row: with it a server warms the model up.
+        "example": {INPUT: [[float(x) for x in np.nanmedian(fitted.train, axis=0)]]},
         "data": task.data,
         "training": {
             "rows": len(fitted.train),

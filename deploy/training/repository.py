@@ -8,6 +8,11 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from services.local import signature
+
 MAX_BATCH = 64
 MODEL_FILE = "model.onnx"
 CARD_FILE = "card.json"
@@ -43,8 +48,45 @@ def triton_config(card: dict[str, Any]) -> str:
     )
 
 
-def write_model(root: Path, card: dict[str, Any], artifact: bytes, *, triton: bool = True) -> Path:
+def write_card(folder: Path, card: dict[str, Any], key: Ed25519PrivateKey | None) -> None:
+    """Write a version's `card.json`, and with a key its signature `card.json.sig`."""
+    text = json.dumps(card, indent=2, allow_nan=False) + "\n"
+    path = folder / CARD_FILE
+    path.write_text(text, encoding="utf-8")
+    seal = path.with_name(f"{CARD_FILE}{signature.SUFFIX}")
+    if key is None:
+        seal.unlink(missing_ok=True)
+    else:
+        seal.write_text(signature.sign(key, text.encode()), encoding="ascii")
+
+
+def read_key(path: Path) -> Ed25519PrivateKey:
+    """Read the private key that signs cards, from an unencrypted PEM file.
+
+    Raises:
+        ValueError: It holds no such key.
+        OSError: It can't be read.
+    """
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except (ValueError, TypeError):
+        key = None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ValueError(f"{path} holds no unencrypted Ed25519 private key")
+    return key
+
+
+def write_model(
+    root: Path,
+    card: dict[str, Any],
+    artifact: bytes,
+    *,
+    triton: bool = True,
+    key: Ed25519PrivateKey | None = None,
+) -> Path:
     """Write `<root>/<name>/<version>/{model.onnx,card.json}`, and `config.pbtxt` for Triton.
+
+    With `key` the card is signed. Other versions of the model stay as they are.
 
     The model's folder is built beside the root and then moved into place, so that a Triton that
     polls `root` sees no half model. Other models under `root` stay as they are.
@@ -61,12 +103,13 @@ def write_model(root: Path, card: dict[str, Any], artifact: bytes, *, triton: bo
         version = folder / card["version"]
         version.mkdir(parents=True)
         (version / MODEL_FILE).write_bytes(artifact)
-        (version / CARD_FILE).write_text(
-            json.dumps(card, indent=2, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        write_card(version, card, key)
         if triton:
             (folder / CONFIG_FILE).write_text(triton_config(card), encoding="utf-8")
         if target.exists():
+            for other in target.iterdir():
+                if other.name.isdigit() and other.name != version.name:
+                    shutil.copytree(other, folder / other.name)
             target.rename(building / "replaced")
         folder.rename(target)
     finally:

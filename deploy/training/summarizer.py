@@ -14,15 +14,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sklearn import datasets
 
 from deploy.training.cards import FORMAT, digest
+from deploy.training.repository import write_card
 
 SOURCE = Path(__file__).resolve().parents[1] / "triton" / "models" / "note_summary.py"
 NAME = "note_summary_small"
 VERSION = "1"
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _MARK = "\nWEIGHTS: dict = "
+
+EXAMPLE = "Slept badly for two weeks. No fever. Blood pressure was 150 over 95."
 
 CONFIG = f"""# Extractive summarizer; written by deploy/training. Tensors as of the vLLM backend.
 name: "{NAME}"
@@ -89,6 +93,7 @@ def card(model: bytes, paragraphs: int, now: datetime, code: str | None) -> dict
             {"name": "stream", "datatype": "BOOL", "shape": [1]},
             {"name": "sampling_parameters", "datatype": "BYTES", "shape": [1]},
         ],
+        "example": {"text_input": [EXAMPLE], "stream": [True], "sampling_parameters": ["{}"]},
         "outputs": [{"name": "text_output", "datatype": "BYTES", "shape": [-1]}],
         "data": {
             "name": "descriptions of scikit-learn's data sets",
@@ -106,15 +111,16 @@ def card(model: bytes, paragraphs: int, now: datetime, code: str | None) -> dict
     }
 
 
-def write_summarizer(models: Path, now: datetime, code: str | None) -> Path:
-    """Learn, and write `<models>/note_summary_small/`; returns its folder."""
+def write_summarizer(
+    models: Path, now: datetime, code: str | None, key: Ed25519PrivateKey | None = None
+) -> Path:
+    """Learn, and write `<models>/note_summary_small/`, signed with `key`; returns its folder."""
     paragraphs = texts()
     model = artifact(learn(paragraphs))
     folder = models / NAME
     version = folder / VERSION
     version.mkdir(parents=True, exist_ok=True)
     (version / "model.py").write_bytes(model)
-    text = json.dumps(card(model, len(paragraphs), now, code), indent=2) + "\n"
-    (version / "card.json").write_text(text, encoding="utf-8")
+    write_card(version, card(model, len(paragraphs), now, code), key)
     (folder / "config.pbtxt").write_text(CONFIG, encoding="utf-8")
     return folder

@@ -12,28 +12,32 @@ Exit codes: 0 all written; 1 an export that differs from its model (nothing of i
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from deploy.training.cards import code_version, make_card
 from deploy.training.export import ExportMismatchError, export, verify
 from deploy.training.models import CANDIDATES, fit
 from deploy.training.offline import MissingDataError, offline_store, training_frame
-from deploy.training.repository import write_model
+from deploy.training.repository import read_key, write_model
 from deploy.training.summarizer import write_summarizer
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def train(repo: Path, models: Path, artifacts: Path) -> None:
+def train(repo: Path, models: Path, artifacts: Path, key: Ed25519PrivateKey | None = None) -> None:
     """Train every candidate and write it.
 
     Args:
         repo: the Feast repo, with its data built.
         models: Triton's model repository, for candidates of the local path.
         artifacts: the stand-in vendor's folder, for candidates of the remote path.
+        key: signs the cards; None: they are not signed.
 
     Raises:
         MissingDataError: no data, or features missing at decision time.
@@ -62,11 +66,11 @@ def train(repo: Path, models: Path, artifacts: Path) -> None:
             code=code,
         )
         local = candidate.path == "local"
-        folder = write_model(models if local else artifacts, card, artifact, triton=local)
+        folder = write_model(models if local else artifacts, card, artifact, triton=local, key=key)
         metrics = ", ".join(f"{name} {value:.3f}" for name, value in fitted.metrics.items())
         _say(f"trained {candidate.name} v{candidate.version} in {seconds:.1f} s: {metrics}")
         _say(f"  {folder} ({len(artifact):,} bytes, {card['artifact']['digest'][:19]}…)")
-    folder = write_summarizer(models, datetime.now(UTC), code)
+    folder = write_summarizer(models, datetime.now(UTC), code, key)
     _say(f"built {folder.name}: word weights for an extractive summarizer")
 
 
@@ -88,11 +92,23 @@ def main(argv: list[str] | None = None) -> int:
         default=ROOT / ".twinpath" / "artifacts",
         help="models of the stand-in vendor",
     )
+    parser.add_argument(
+        "--key",
+        type=Path,
+        default=os.environ.get("TWINPATH_ARTIFACT_KEY") or None,
+        help="PEM file with the Ed25519 key that signs the cards (TWINPATH_ARTIFACT_KEY)",
+    )
     args = parser.parse_args(argv)
     if not (args.repo / "feature_store.yaml").is_file():
         parser.error(f"--repo {args.repo} holds no feature_store.yaml")
+    key = None
+    if args.key is not None:
+        try:
+            key = read_key(args.key)
+        except (OSError, ValueError) as error:
+            parser.error(f"--key: {error}")
     try:
-        train(args.repo, args.models, args.artifacts)
+        train(args.repo, args.models, args.artifacts, key)
     except MissingDataError as error:
         sys.stderr.write(f"no usable data: {error}\n")
         return 3

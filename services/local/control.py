@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _AGAIN_S = 30.0  # between tries to bring about what has failed
 _START_S = 0.1
+_LOOK_S = 0.5  # between looks at what `Models` has found; they cost nothing
 
 
 class Control:
@@ -148,7 +149,7 @@ class Control:
     async def watch(self) -> None:
         """Bring about what is wished for, again and again, until cancelled."""
         while True:
-            await asyncio.sleep(self._times.refresh if self.settled else _START_S)
+            await asyncio.sleep(min(self._times.refresh, _LOOK_S) if self.settled else _START_S)
             replicas = self._balancer.up()
             if not replicas or not self._models.loaded:
                 continue

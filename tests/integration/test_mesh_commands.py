@@ -51,7 +51,7 @@ def alive(pids: list[int]) -> list[int]:
 def trained_home(session_mesh: MeshUnderTest, tmp_path: Path) -> Path:
     """A folder of its own, with the models that the session has trained already."""
     source = session_mesh.launcher.layout.home
-    for name in ("models", "artifacts"):
+    for name in ("models", "artifacts", "signing"):
         shutil.copytree(source / name, tmp_path / name)
     shutil.copy2(source / "models.json", tmp_path)
     return tmp_path

@@ -37,6 +37,8 @@ class Wiring:
         standin_port: Its port.
         standin_admin_port: Its admin's port.
         otlp_endpoint: OTLP/gRPC that takes the spans; empty: none are made.
+        own_triton: Triton is one of the mesh's processes, so that its models are the local path's
+            to load.
         extra: Further variables by service, or for all `services`; they win.
     """
 
@@ -50,6 +52,7 @@ class Wiring:
     standin_port: int
     standin_admin_port: int
     otlp_endpoint: str = ""
+    own_triton: bool = True
     extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
@@ -82,6 +85,10 @@ def environments(layout: Layout, keys: Keys, wiring: Wiring) -> dict[str, dict[s
         "TWINPATH_STANDIN_URL": wiring.standin_url,
         "TWINPATH_STANDIN_TOKEN_FILE": str(keys.standin_token),
     }
+    # A repository of one's own need not be signed by the key of the training here.
+    signed = {
+        "TWINPATH_LOCAL_ARTIFACT_KEYS": str(layout.artifact_keys / "artifacts.pub.pem"),
+    }
     own: dict[str, dict[str, str]] = {
         "router": {
             "TWINPATH_ROUTER_GRANT_KEY": str(keys.grant),
@@ -94,6 +101,9 @@ def environments(layout: Layout, keys: Keys, wiring: Wiring) -> dict[str, dict[s
         "local": {
             "TWINPATH_LOCAL_MODELS": str(layout.models or layout.trained),
             "TWINPATH_LOCAL_MACHINE_USD_PER_HOUR": _MACHINE_USD_PER_HOUR,
+            "TWINPATH_LOCAL_CONTROL": "explicit" if wiring.own_triton else "none",
+            "TWINPATH_LOCAL_CONTROL_FILE": str(layout.control_file),
+            **(signed if layout.models is None else {}),
         },
         "remote": {"TWINPATH_GRANT_KEYS": str(keys.grant_public), **standin},
         "audit": {

@@ -19,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from services.cli.embedded import guard
+from services.cli.launcher.keys import make_artifact_key
 from services.cli.launcher.layout import ROOT, Layout
 from services.cli.launcher.progress import Progress, step
 
@@ -47,7 +48,12 @@ async def make_data(layout: Layout, progress: Progress) -> None:
 async def make_models(layout: Layout, progress: Progress) -> None:
     """Train the models and write them for Triton and for the stand-in vendor, if need be."""
     stamp = layout.home / "models.json"
-    inputs = {"code": digest([*_training_files(), *layout.feature_repo.glob("*.py")])}
+    named = os.environ.get("TWINPATH_ARTIFACT_KEY")
+    key, public = make_artifact_key(layout.artifact_keys, Path(named) if named else None)
+    inputs = {
+        "code": digest([*_training_files(), *layout.feature_repo.glob("*.py")]),
+        "signer": hashlib.sha256(public.read_bytes()).hexdigest(),
+    }
     there = layout.trained.is_dir() and layout.artifacts.is_dir()
     if there and _read(stamp) == inputs:
         return
@@ -55,7 +61,8 @@ async def make_models(layout: Layout, progress: Progress) -> None:
         folders = ("--models", str(layout.trained), "--artifacts", str(layout.artifacts))
         repo = ("--repo", str(layout.feature_repo))
         arguments = ["deploy.training.train", *repo, *folders]
-        await _python("models", arguments, layout, progress)
+        environment = {"TWINPATH_ARTIFACT_KEY": str(key)}
+        await _python("models", arguments, layout, progress, environment)
     _write(stamp, inputs)
 
 

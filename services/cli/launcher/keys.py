@@ -94,6 +94,24 @@ def make_keys(folder: Path) -> Keys:
     )
 
 
+def make_artifact_key(folder: Path, given: Path | None = None) -> tuple[Path, Path]:
+    """Make the key that signs model cards, if it is missing; returns (private, public) files.
+
+    Args:
+        folder: Where it lies: beside the models, which several meshes may share.
+        given: A private key that exists already; only its public half is written to `folder`.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if given is None:
+        return folder / "artifacts.key", _key_pair(folder, "artifacts")[1]
+    key = load_pem_private_key(given.read_bytes(), None)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ValueError(f"TWINPATH_ARTIFACT_KEY: {given} is not an Ed25519 key")
+    public = folder / "artifacts.pub.pem"
+    public.write_bytes(_public_pem(key))
+    return given, public
+
+
 def _key_pair(folder: Path, name: str) -> tuple[Ed25519PrivateKey, Path]:
     path, public = folder / f"{name}.key", folder / f"{name}.pub.pem"
     if path.exists():
@@ -104,9 +122,12 @@ def _key_pair(folder: Path, name: str) -> tuple[Ed25519PrivateKey, Path]:
         key = Ed25519PrivateKey.generate()
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         write_secret(path, pem.decode())
-    pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    public.write_bytes(pem)
+    public.write_bytes(_public_pem(key))
     return key, public
+
+
+def _public_pem(key: Ed25519PrivateKey) -> bytes:
+    return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def write_secret(path: Path, text: str) -> None:

@@ -40,6 +40,16 @@ class Layout:
         return self.home / "artifacts"
 
     @property
+    def artifact_keys(self) -> Path:
+        """The folder of the key that signs the trained models' cards: it goes where they go."""
+        return self.home / "signing"
+
+    @property
+    def control_file(self) -> Path:
+        """Which versions of models operators have loaded."""
+        return self.runtime / "local" / "models.json"
+
+    @property
     def run(self) -> Path:
         """`mesh.json`."""
         return self.runtime / "run"

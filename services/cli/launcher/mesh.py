@@ -240,6 +240,7 @@ class Mesh:
             standin_port=port["standin"],
             standin_admin_port=port["standin-admin"],
             otlp_endpoint=endpoint if self.options.tracing else "",
+            own_triton=not environment.get("TWINPATH_TRITON_URL"),
             extra=extra,
         )
 
@@ -280,6 +281,7 @@ class Mesh:
             grpc_port=port["triton"],
             http_port=port["triton-http"],
             metrics_port=port["triton-metrics"],
+            control="explicit",
             traces_url=f"{traces}/v1/traces" if traces else None,
         )
 

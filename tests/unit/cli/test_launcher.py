@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from services.cli.description import MeshDescription, MeshNotRunningError
 from services.cli.launcher import ground, ports
 from services.cli.launcher.environment import Wiring, environments, inherited, otlp_http
 from services.cli.launcher.ground import GroundError, digest, feast_address
-from services.cli.launcher.keys import ROLES, SERVICES, make_keys
+from services.cli.launcher.keys import ROLES, SERVICES, make_artifact_key, make_keys
 from services.cli.launcher.layout import ROOT, Layout, laptop
 from services.cli.launcher.mesh import Mesh, MeshOptions, MeshRunningError, together
 from services.cli.launcher.progress import Silent
@@ -277,3 +278,28 @@ def test_the_laptops_layout_can_be_pointed_elsewhere(tmp_path: Path) -> None:
     assert plain.triton_env == ROOT / ".venv-triton"
     other = laptop(tmp_path, {"TWINPATH_TRITON_ENV": "/t", "TWINPATH_CATALOG": "/c"})
     assert (other.triton_env, other.catalog) == (Path("/t"), Path("/c"))
+
+
+def test_the_trained_models_are_signed_and_checked(tmp_path: Path) -> None:
+    """By a key that lies with them and is kept; another repository is not checked with it."""
+    private, public = make_artifact_key(tmp_path / "signing")
+    assert make_artifact_key(tmp_path / "signing") == (private, public)
+    assert private.stat().st_mode & 0o077 == 0
+    where = layout(tmp_path)
+    keys = make_keys(tmp_path / "keys")
+    own = environments(where, keys, wiring())["local"]
+    assert own["TWINPATH_LOCAL_ARTIFACT_KEYS"] == str(public)
+    assert own["TWINPATH_LOCAL_CONTROL"] == "explicit"
+    other = replace(where, models=tmp_path / "other")
+    assert "TWINPATH_LOCAL_ARTIFACT_KEYS" not in environments(other, keys, wiring())["local"]
+    foreign = environments(where, keys, wiring(own_triton=False))["local"]
+    assert foreign["TWINPATH_LOCAL_CONTROL"] == "none"
+
+
+def test_a_key_of_ones_own_signs(tmp_path: Path) -> None:
+    """Only its public half is written; what is no such key is said."""
+    private, _ = make_artifact_key(tmp_path / "mine")
+    used, public = make_artifact_key(tmp_path / "mesh", private)
+    assert used == private
+    assert public.read_bytes() == (tmp_path / "mine" / "artifacts.pub.pem").read_bytes()
+    assert [path.name for path in (tmp_path / "mesh").iterdir()] == ["artifacts.pub.pem"]

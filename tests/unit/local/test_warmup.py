@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from services.local.spec import ModelSpec, TensorSpec
@@ -14,7 +16,7 @@ from twinpath.inference.v1 import tensor_pb2
 @pytest.mark.parametrize("name", [n for n, v in tensor_pb2.Datatype.items() if v])
 def test_a_sample_fits_a_model_of_any_type(name: str) -> None:
     """Free dimensions are 1; optional inputs are left out."""
-    kind: tensor_pb2.Datatype = tensor_pb2.Datatype.Value(name)
+    kind: Any = tensor_pb2.Datatype.Value(name)
     inputs = (TensorSpec("a", kind, (-1, 3)), TensorSpec("b", kind, (1,), optional=True))
     spec = ModelSpec("m", "1", inputs, (), max_batch_size=4)
     given = sample(spec, {})

@@ -108,7 +108,7 @@ def test_code_version_is_unknown_outside_git(tmp_path, monkeypatch) -> None:
     assert cards.code_version(tmp_path) is None
 
 
-def test_model_folder_is_replaced_as_a_whole(tmp_path) -> None:
+def test_model_folder_is_replaced_and_other_versions_stay(tmp_path) -> None:
     """Writing again replaces the model's folder, leaves the others, and leaves nothing behind."""
     candidate = BY_NAME["diabetes_small"]
     fitted = fit(candidate, frame_for(candidate))
@@ -118,7 +118,7 @@ def test_model_folder_is_replaced_as_a_whole(tmp_path) -> None:
     (root / "diabetes_small" / "7").mkdir(parents=True)
     folder = repository.write_model(root, card, b"bytes")
     assert sorted(path.name for path in root.iterdir()) == ["diabetes_small", "echo"]
-    assert sorted(path.name for path in folder.iterdir()) == ["1", "config.pbtxt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "7", "config.pbtxt"]
     assert json.loads((folder / "1" / "card.json").read_text()) == card
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
     assert card["artifact"]["digest"] == cards.digest((folder / "1" / "model.onnx").read_bytes())

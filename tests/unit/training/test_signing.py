@@ -1,0 +1,103 @@
+"""What the training writes is signed, and `twinpath models sign` signs what it did not write."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from typer.testing import CliRunner
+
+from deploy.training.cards import digest
+from deploy.training.repository import read_key, write_model
+from deploy.training.summarizer import write_summarizer
+from services.cli.models import app
+from services.local.artifacts import Artifacts
+from tests.support import private_pem
+
+
+def card(version: str = "1", artifact: bytes = b"graph") -> dict[str, Any]:
+    """A card with what the repository reads of it."""
+    return {
+        "name": "m",
+        "version": version,
+        "task": "t",
+        "summary": "a model",
+        "artifact": {"file": "model.onnx", "digest": digest(artifact)},
+        "inputs": [{"name": "features", "datatype": "FP32", "shape": [-1, 2]}],
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 1]}],
+    }
+
+
+@pytest.fixture
+def key() -> Ed25519PrivateKey:
+    """The key that signs."""
+    return Ed25519PrivateKey.generate()
+
+
+def test_what_is_written_with_a_key_is_vouched_for(tmp_path: Path, key: Ed25519PrivateKey) -> None:
+    """By that key alone; without one nobody does."""
+    write_model(tmp_path, card(), b"graph", key=key)
+    write_summarizer(tmp_path, datetime(2026, 1, 1, tzinfo=UTC), None, key)
+    trusting = Artifacts(tmp_path, [key.public_key()])
+    assert not trusting.look("m", "1").fault
+    assert not trusting.look("note_summary_small", "1").fault
+    other = Artifacts(tmp_path, [Ed25519PrivateKey.generate().public_key()])
+    assert "not signed by a key that is trusted" in other.look("m", "1").fault
+    write_model(tmp_path, card(), b"graph")
+    assert "is not signed" in trusting.look("m", "1").fault
+
+
+def test_other_versions_of_a_model_stay(tmp_path: Path, key: Ed25519PrivateKey) -> None:
+    """Training writes its own version only."""
+    for version in ("1", "2", "1"):
+        write_model(tmp_path, card(version), b"graph", key=key)
+    assert not Artifacts(tmp_path, [key.public_key()]).look("m", "2").fault
+
+
+def test_the_command_signs(tmp_path: Path, key: Ed25519PrivateKey) -> None:
+    """A card whose artifact is the one that it states."""
+    pem = tmp_path / "approver.key"
+    pem.write_text(private_pem(key))
+    root = tmp_path / "models"
+    folder = write_model(root, card(), b"graph") / "1"
+    done = CliRunner().invoke(app, ["sign", str(folder), "--key", str(pem)])
+    assert done.exit_code == 0, done.output
+    assert not Artifacts(root, [key.public_key()]).look("m", "1").fault
+
+
+@pytest.mark.parametrize("fault", ["changed", "no card", "no key"])
+def test_the_command_signs_nothing_that_is_wrong(
+    tmp_path: Path, key: Ed25519PrivateKey, fault: str
+) -> None:
+    """Exit status 1, and no signature."""
+    pem = tmp_path / "approver.key"
+    pem.write_text("nonsense" if fault == "no key" else private_pem(key))
+    folder = write_model(tmp_path / "models", card(), b"graph") / "1"
+    if fault == "changed":
+        (folder / "model.onnx").write_bytes(b"other")
+    if fault == "no card":
+        (folder / "card.json").unlink()
+    done = CliRunner().invoke(app, ["sign", str(folder), "--key", str(pem)])
+    assert done.exit_code == 1
+    assert not (folder / "card.json.sig").exists()
+
+
+def test_a_key_file_is_read_or_named(tmp_path: Path, key: Ed25519PrivateKey) -> None:
+    """PEM, Ed25519, private."""
+    pem = tmp_path / "k.pem"
+    pem.write_text(private_pem(key))
+    assert read_key(pem).public_key() == key.public_key()
+    pem.write_text("nonsense")
+    with pytest.raises(ValueError, match="key"):
+        read_key(pem)
+
+
+def test_the_summarizers_example_is_a_note(tmp_path: Path) -> None:
+    """With it a server warms the model up."""
+    folder = write_summarizer(tmp_path, datetime(2026, 1, 1, tzinfo=UTC), None)
+    written = json.loads((folder / "1" / "card.json").read_text())
+    assert written["example"].keys() == {tensor["name"] for tensor in written["inputs"]}
