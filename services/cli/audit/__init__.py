@@ -14,36 +14,34 @@ app = typer.Typer(
     help="Who was decided about, by what, from which inputs — and the proof.",
 )
 
-_QUESTIONS = "Questions"
-_PROOFS = "Proofs"
-_CARE = "Care"
-
-for _name, _command in (
-    ("get", questions.get),
-    ("why", questions.why),
-    ("about", questions.about),
-    ("by-model", questions.by_model),
-    ("egress", questions.egress),
-    ("fallbacks", questions.fallbacks),
-    ("overrides", questions.overrides),
-    ("refusals", questions.refusals),
-    ("replay", replay.replay),
-    ("parity", parity.parity),
-    ("query", questions.query),
-    ("export", questions.export),
-):
-    app.command(_name, rich_help_panel=_QUESTIONS)(_command)
-for _name, _proof in (
-    ("verify", offline.verify),
-    ("prove", proofs.prove),
-    ("grew", proofs.grew),
-    ("checkpoint", proofs.checkpoint),
-):
-    app.command(_name, rich_help_panel=_PROOFS)(_proof)
-for _name, _job in (
-    ("erase", care.erase),
-    ("retention", care.retention),
-    ("backup", care.backup),
-    ("restore", care.restore),
-):
-    app.command(_name, rich_help_panel=_CARE)(_job)
+_PANELS = {
+    "Questions": (
+        ("about", questions.about),
+        ("by-model", questions.by_model),
+        ("egress", questions.egress),
+        ("fallbacks", questions.fallbacks),
+        ("refusals", questions.refusals),
+        ("overrides", questions.overrides),
+        ("why", questions.why),
+        ("get", questions.get),
+        ("replay", replay.replay),
+        ("parity", parity.parity),
+        ("query", questions.query),
+    ),
+    "Proofs": (
+        ("prove", proofs.prove),
+        ("grew", proofs.grew),
+        ("verify", offline.verify),
+        ("checkpoint", proofs.checkpoint),
+    ),
+    "Care": (
+        ("export", questions.export),
+        ("erase", care.erase),
+        ("retention", care.retention),
+        ("backup", care.backup),
+        ("restore", care.restore),
+    ),
+}
+for _panel, _commands in _PANELS.items():
+    for _name, _command in _commands:
+        app.command(_name, rich_help_panel=_panel)(_command)

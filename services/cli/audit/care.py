@@ -28,7 +28,7 @@ def erase(
     reason: Annotated[str, typer.Option(help="Why; it stands in the record.")] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
 ) -> None:
-    """Destroy a subject's keys: payloads, digests and the link to the log go out of reach.
+    """Forget a subject: destroy its keys, so that payloads, digests and links are out of reach.
 
     The log still verifies, and the erasure is itself a record. It can't be undone.
     """
@@ -62,9 +62,10 @@ def retention(
     ] = False,
     as_json: opt.Json = False,
 ) -> None:
-    """Remove payloads that are past their task's retention; the service does so once a day.
+    """Remove payloads that are past their task's retention.
 
-    deploy/catalog/retention.yaml says how long. Records stay, and the log verifies as before.
+    The service does so by itself once a day. deploy/catalog/retention.yaml says how long payloads
+    are kept. Records stay, and the log verifies as before.
     """
     request = audit_pb2.RetainRequest(dry_run=dry_run)
 

@@ -71,10 +71,10 @@ def verify(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Is the log whole, and did it only grow? Recomputes everything offline.
+    """Is this copy of the log whole, without asking any service?
 
-    Exits with 1 and names the first record that breaks. A log that was rolled back together with
-    its own checkpoints is only found with a checkpoint from elsewhere: --witness.
+    Recomputes everything. Exits with 1 and names the first record that breaks. A log that was
+    rolled back together with its own checkpoints is only found with one from elsewhere: --witness.
     """
     folder, keys = log_folder(directory), load_keys(key)
     notes = [file.read_text() for file in witness or ()]

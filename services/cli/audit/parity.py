@@ -51,10 +51,11 @@ def parity(
     seed: Annotated[int, typer.Option("--seed", help="Which sample is drawn.")] = 1,
     as_json: opt.Json = False,
 ) -> None:
-    """Do both paths give the same answers? Replays a sample, and gives a verdict.
+    """Do both paths of this task give the same answers?
 
-    The share that agrees, with a Wilson confidence interval. Exits with 0 if the required share
-    is shown, with 1 if it is refuted, with 3 if the sample is too small to say.
+    Replays a sample, and gives the share that agrees with a Wilson confidence interval, and a
+    verdict. Exits with 0 if the required share is shown, with 1 if it is refuted, with 3 if the
+    sample is too small to say.
     """
     wanted = audit_pb2.Filter(
         task=task,

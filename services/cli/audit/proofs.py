@@ -26,7 +26,10 @@ def prove(
     leaf: Annotated[int | None, typer.Option("--leaf", help="One leaf, instead.")] = None,
     key: Key = None,
 ) -> None:
-    """Is this record in the log? Asks the service, and checks its proof with the public key."""
+    """Is this record in the log?
+
+    Asks the service for a proof, and checks it here with the public key.
+    """
     if bool(decision) == (leaf is not None):
         raise typer.BadParameter("name a decision, or a --leaf", param_hint="DECISION")
     keys = load_keys(key)
@@ -65,14 +68,17 @@ def _check(answer: audit_pb2.ProveResponse, keys: list[VerifierKey], decision: s
             f"[bold green]proven[/]  {show.kind_name(record.kind)} of {record.decision_id} is "
             f"leaf {proof.leaf_index} of {point.size} in {point.origin}"
         )
-    console.out.print(answer.checkpoint, style="dim", markup=False)
+    console.out.print(answer.checkpoint, style="dim", markup=False, soft_wrap=True)
 
 
 def grew(
     since: Annotated[Path, typer.Argument(help="A signed checkpoint that was kept earlier.")],
     key: Key = None,
 ) -> None:
-    """Did the log only grow since this checkpoint? Keep one with `checkpoint --save`."""
+    """Did the log only grow since this checkpoint?
+
+    Keep one with `checkpoint --save`, best where nobody who runs the log can change it.
+    """
     keys = load_keys(key)
     try:
         old = verify_note(since.read_text(), keys)
@@ -110,7 +116,7 @@ def checkpoint(
     save: Annotated[Path | None, typer.Option("--save", help="Keep it in a file.")] = None,
     key: Key = None,
 ) -> None:
-    """What does the log sign for? Shows the newest checkpoint, after checking it."""
+    """What does the log sign for, and is the signature good?"""
     keys = load_keys(key)
 
     async def work(mesh: client.Connection) -> audit_pb2.CheckpointResponse:
@@ -128,6 +134,6 @@ def checkpoint(
     except CheckpointError as error:
         console.show_problem("the checkpoint is false", str(error))
         raise typer.Exit(1) from None
-    console.out.print(answer.note, end="", markup=False)
+    console.out.print(answer.note, end="", markup=False, soft_wrap=True)
     if save is not None:
         save.write_text(answer.note)

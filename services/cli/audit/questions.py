@@ -14,7 +14,6 @@ from services.cli import client, console
 from services.cli.audit import options as opt
 from services.cli.audit import show
 from twinpath.audit.v1 import audit_pb2, record_pb2
-from twinpath.common.v1 import context_pb2
 
 _PAGE = 1000
 Decision = Annotated[str, typer.Argument(help="The decision's id.")]
@@ -38,7 +37,7 @@ def get(
 
 
 def why(decision: Decision) -> None:
-    """Why this candidate? The plan, with every refusal's reason."""
+    """Why this candidate, and why not the others?"""
     from services.cli import render  # noqa: PLC0415 - heavy
 
     planned = [found for found in _get(decision, payload=False) if found.record.plan.entries]
@@ -59,7 +58,7 @@ def about(
     limit: opt.Limit = 100,
     as_json: opt.Json = False,
 ) -> None:
-    """Which decisions were made about this subject, between two dates?
+    """Which decisions were made about this person or thing, between two dates?
 
     [bold]twinpath audit about -e patient_id=17 --type diabetes_patient --since 2026-01-01[/]
     """
@@ -91,16 +90,11 @@ def egress(
         show.lines(records)
         return
     for stored in records:
-        console.out.print(show.detail(stored))
-        plan = stored.record.plan
-        ranks = {entry.candidate.id: entry.rank for entry in plan.entries}
-        for attempt in stored.record.attempts:
-            if attempt.candidate.path == context_pb2.PATH_REMOTE:
-                rank = ranks.get(attempt.candidate.id, 0)
-                rule = f"policy {plan.policy_version} admitted it at rank {rank}"
-                console.out.print(f"  {attempt.candidate.provider}: {rule}", style="dim")
-        console.out.print()
-    console.out.print("there are more; raise --limit" if more else f"{len(records)} in all")
+        console.out.print(show.egress(stored))
+    if not records:
+        console.out.print("nothing left the building", style="dim")
+    elif more:
+        console.out.print("there are more: --limit shows them, `export` takes all", style="dim")
 
 
 def fallbacks(
@@ -113,7 +107,7 @@ def fallbacks(
 def overrides(
     since: opt.Since = "", until: opt.Until = "", limit: opt.Limit = 100, as_json: opt.Json = False
 ) -> None:
-    """What did a person change: overrides and erasures?"""
+    """What did a person change? Overrides, erasures and removals of payloads."""
     wanted = _filter(since, until)
     wanted.kinds.extend([record_pb2.RECORD_KIND_OVERRIDE, record_pb2.RECORD_KIND_ERASURE])
     records, _ = _query(wanted, limit)

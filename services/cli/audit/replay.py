@@ -45,8 +45,9 @@ def replay(
     relative: Relative = None,
     as_json: opt.Json = False,
 ) -> None:
-    """Would the model, or the other path, say the same again? Runs it on the recorded input.
+    """Would the model, or the other path, say the same again?
 
+    Runs it on the recorded input, and compares within the task's tolerance.
     Policy as it is now holds, and the replay is itself recorded. Exits with 1 if the outputs
     don't agree within the task's tolerance.
     """

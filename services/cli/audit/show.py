@@ -43,22 +43,28 @@ def lines(records: Iterable[audit_pb2.StoredRecord]) -> None:
 
 
 def listing(records: Iterable[audit_pb2.StoredRecord]) -> RenderableType:
-    """One line a record."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("leaf", "time", "kind", "task", "decision", "by", "notes"):
-        table.add_column(name, justify="right" if name == "leaf" else "left", overflow="fold")
+    """Two lines a record, which fit eighty columns: when, what, by whom; about what, and its id."""
+    blocks = []
     for stored in records:
         record = stored.record
-        table.add_row(
-            str(stored.leaf_index),
-            when(record.record_time_unix_us),
-            Text(kind_name(record.kind), style=_STYLES.get(record.kind, "")),
-            record.task or record.event.action,
-            record.decision_id,
-            Text(", ").join(render.candidate(ref) for ref in record.candidates),
-            Text(_notes(stored), style="dim"),
-        )
-    return table
+        block = Text(f"{stored.leaf_index:>7}  ", style="dim")
+        block.append(f"{when(record.record_time_unix_us)}  ", style="not dim")
+        kind = f"{kind_name(record.kind):<9}"
+        block.append(kind, style=f"not dim {_STYLES.get(record.kind, '')}")
+        refs = [_short(ref) for ref in record.candidates]
+        block.append(f"  {', '.join(refs)}" if refs else "", style="not dim")
+        subject = record.task or f"{record.event.action} {record.event.target}"
+        block.append(f"\n{'':9}{subject}  ", style="not dim")
+        block.append(record.decision_id)
+        notes = _notes(stored)
+        block.append(f"  {notes}" if notes else "", style="not dim yellow")
+        blocks.append(block)
+    return Group(*blocks)
+
+
+def _short(ref: decision_pb2.CandidateRef) -> str:
+    vendor = f" ({ref.provider})" if ref.provider else ""
+    return f"{render.path_name(ref.path)} {ref.model} v{ref.version}{vendor}"
 
 
 def _notes(stored: audit_pb2.StoredRecord) -> str:
@@ -120,11 +126,44 @@ def detail(stored: audit_pb2.StoredRecord) -> RenderableType:
     if record.HasField("event"):
         event = record.event
         table.add_row("done", f"{event.action} on {event.target} by {event.actor}: {event.reason}")
+        for name, text in sorted(event.details.items()):
+            table.add_row(name.replace("_", " "), text)
     if stored.HasField("payload"):
         payload = stored.payload
         sizes = f"model input {len(payload.model_input)} bytes, reply {len(payload.reply)} bytes"
         table.add_row("payload", sizes)
     return Group(title, table)
+
+
+def egress(stored: audit_pb2.StoredRecord) -> RenderableType:
+    """What a decision sent out: to whom, how much, of which class, for what, by which rule."""
+    record, plan = stored.record, stored.record.plan
+    ranks = {entry.candidate.id: entry.rank for entry in plan.entries}
+    block = Text(f"{stored.leaf_index:>7}  ", style="dim")
+    block.append(f"{when(record.record_time_unix_us)}  {record.task}", style="not dim")
+    block.append(f"\n{'':9}{record.decision_id}", style="not dim")
+    if record.kind != record_pb2.RECORD_KIND_OUTCOME:
+        block.append(f"  {kind_name(record.kind)}", style="not dim yellow")
+    if record.replay_of:
+        block.append(f"\n{'':9}a replay of {record.replay_of}", style="not dim yellow")
+    sent = [one for one in record.attempts if one.candidate.path == context_pb2.PATH_REMOTE]
+    for attempt in sent:
+        ref = attempt.candidate
+        block.append(f"\n{'':9}to {ref.provider} ({ref.region or 'no region'})", "not dim magenta")
+        block.append(f"  {attempt.bytes_out} bytes for {ref.model} v{ref.version}", "not dim")
+        if attempt.code:
+            block.append(f", which failed: {attempt.reason}", "not dim red")
+        block.append(f"\n{'':9}wire {attempt.wire_digest.hex() or 'not known'}")
+        rule = f"policy {plan.policy_version} admitted it at rank {ranks.get(ref.id, 0)}"
+        block.append(f"\n{'':9}{rule}")
+    if not sent:  # an INTENT that never saw its end: bytes may have gone
+        for ref in record.candidates:
+            block.append(f"\n{'':9}perhaps to {_short(ref)}", "not dim yellow")
+    facts = f"{render.data_class_name(record.data_class)} data, asked by {record.caller.identity}"
+    if record.caller.purpose:
+        facts += f" for {record.caller.purpose}"
+    block.append(f"\n{'':9}{facts}\n")
+    return block
 
 
 def attempt_line(attempt: decision_pb2.Attempt) -> Text:
