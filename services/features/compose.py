@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
 from services.chassis import telemetry
@@ -14,6 +16,7 @@ from services.features.prepared import Live
 from services.features.push import Pusher
 from services.features.servicer import FeaturesServicer
 from services.features.settings import FeaturesSettings
+from services.features.stream import StreamConsumer, StreamOptions
 from services.features.validation import RuledRepo
 from twinpath.features.v1 import features_pb2, features_pb2_grpc
 
@@ -31,6 +34,9 @@ async def build(settings: FeaturesSettings, stack: AsyncExitStack) -> Service:
     repo = RuledRepo(store.FeastRepo(settings.repo), settings.repo / "validation")
     live = Live(repo, settings.refresh_interval_s)
     pusher = Pusher(online, store)
+    background: list[Callable[[], Awaitable[None]]] = [live.watch]
+    if settings.stream:
+        background.append(_consumer(settings, online, live, pusher).run)
     servicer = FeaturesServicer(
         live,
         online,
@@ -44,5 +50,19 @@ async def build(settings: FeaturesSettings, stack: AsyncExitStack) -> Service:
     return Service(
         mounts=[Mount(name, servicer, features_pb2_grpc.add_FeaturesServicer_to_server)],
         pings={"redis": online.ping, "registry": live.ping},
-        background=[live.watch],
+        background=background,
     )
+
+
+def _consumer(
+    settings: FeaturesSettings, online: OnlineStore, live: Live, pusher: Pusher
+) -> StreamConsumer:
+    options = StreamOptions(
+        name=settings.stream,
+        group=settings.stream_group,
+        # The same after a restart, so that a group does not fill up with the dead.
+        consumer=f"{socket.gethostname()}/{settings.listen}",
+        claim_after_s=settings.stream_claim_after_s,
+        block_s=min(0.4, settings.redis_timeout_s / 2),
+    )
+    return StreamConsumer(lambda: online.client, live, pusher, options)

@@ -26,7 +26,8 @@ Topology = Literal["standalone", "sentinel", "cluster"]
 REASON = "FEATURE_STORE_UNAVAILABLE"
 
 _RETRY_AFTER_S = 1.0
-_AWAY = (RedisError, RedisClusterException, OSError)
+# What redis-py raises when the store is away, or refuses.
+AWAY = (RedisError, RedisClusterException, OSError)
 
 
 class _PackedPipeline(Pipeline):
@@ -108,7 +109,7 @@ class OnlineStore:
         """
         try:
             flat = await (self._fetch_cluster(reads) if self._cluster else self._fetch_one(reads))
-        except _AWAY as error:
+        except AWAY as error:
             raise unavailable(error) from error
         replies = iter(flat)
         return [[next(replies) for _ in read.keys] for read in reads]
@@ -160,7 +161,7 @@ class OnlineStore:
             except NoScriptError:
                 await self._client.script_load(script)
                 return await self._run_script(script, calls)
-        except _AWAY as error:
+        except AWAY as error:
             raise unavailable(error) from error
 
     async def _run_script(
@@ -173,6 +174,11 @@ class OnlineStore:
         for key, given in calls:
             pipe.evalsha(digest, 1, key, *given)
         return list(await pipe.execute())
+
+    @property
+    def client(self) -> Any:
+        """The redis-py client, for commands that are not about features."""
+        return self._client
 
     async def ping(self) -> None:
         """Raise when the store does not answer."""

@@ -33,6 +33,20 @@ class FeaturesSettings(ServiceSettings):
     redis_timeout_s: float = Field(
         default=1.0, gt=0, description="longest wait in seconds for the online store"
     )
+    stream: str = Field(
+        default="",
+        description="Redis stream on the online store whose entries are written as rows of push "
+        "sources; empty: none is read",
+    )
+    stream_group: str = Field(
+        default="twinpath-features", min_length=1, description="consumer group on that stream"
+    )
+    stream_claim_after_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="seconds after which an entry that a consumer read and did not acknowledge is "
+        "taken over by another",
+    )
     share_up_to_keys: int = Field(
         default=64,
         ge=0,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import prometheus_client  # noqa: F401 - before feast, see _quiet_import
+import prometheus_client  # noqa: F401 - before feast, see feast_quietly
 import redis.asyncio.client  # noqa: F401 - as above: feast imports it, too
 
 from services.features.definitions import (
@@ -40,7 +40,7 @@ from services.features.lineage import version_hash
 
 
 @contextlib.contextmanager
-def _quiet_import() -> Iterator[None]:
+def feast_quietly() -> Iterator[None]:
     """Keep feast's import from switching this process's and its children's metrics to files.
 
     It sets two variables that make prometheus_client write to a directory that nobody reads.
@@ -60,7 +60,7 @@ def _quiet_import() -> Iterator[None]:
                 os.environ[name] = value
 
 
-with _quiet_import():
+with feast_quietly():
     import pyarrow as pa
     from feast import FeatureStore, OnDemandFeatureView, utils
     from feast.data_source import DataSource
