@@ -63,6 +63,7 @@ class Gauge:
     estimator: LatencyEstimator = field(default_factory=LatencyEstimator)
     budget: RetryBudget = field(default_factory=RetryBudget)
     in_flight: int = 0
+    answered_at: float = float("-inf")  # when it last said anything, to anybody
 
 
 def _key(candidate: Candidate) -> Key:
@@ -192,7 +193,9 @@ class Board:
         now = self._clock.monotonic()
         ok = error is None or not is_infrastructure(error)
         timed_out = error is not None and error.code is grpc.StatusCode.DEADLINE_EXCEEDED
-        if timed_out and seconds < self._patience(gauge, now, size_class, slow_after_s):
+        if not timed_out:
+            gauge.answered_at = now
+        if timed_out and seconds < self._patience(gauge, now, seconds, size_class, slow_after_s):
             gauge.breaker.abandon(permit)  # the caller was in a hurry; that is no fault of its own
         else:
             gauge.breaker.record(permit, now, ok=ok, slow=seconds > slow_after_s)
@@ -201,14 +204,17 @@ class Board:
         if error is not None and error.reason == "PATH_UNREACHABLE":
             self._down[candidate.path] = error.message
 
-    def _patience(self, gauge: Gauge, now: float, size_class: int, slow_after_s: float) -> float:
-        """Return after how many seconds of silence a candidate is to blame, not its caller.
+    def _patience(
+        self, gauge: Gauge, now: float, seconds: float, size_class: int, slow_after_s: float
+    ) -> float:
+        """Return after how many seconds of waiting a candidate is to blame, not its caller.
 
-        Several times what it usually takes at its slowest: a caller who waited so long was in no
-        hurry. The first silences make the estimate longer, so that of the median counts: it stays.
+        Several times what it usually takes, if it said nothing to anybody in all that time: then a
+        caller was in no hurry. One that answers others meanwhile is not silent but busy, and that
+        is the limiter's business.
         """
         p50 = gauge.estimator.p50(now, size_class)
-        if p50 is None:
+        if p50 is None or gauge.answered_at > now - seconds:
             return slow_after_s
         return min(slow_after_s, max(_SILENCE_FLOOR_S, _SILENCE * p50))
 

@@ -208,3 +208,26 @@ async def test_silence_opens_the_breaker_although_deadlines_are_short() -> None:
     for _ in range(8):
         assert (await world.decide()).answered_by.path == REMOTE
     assert len(world.local.items) <= 6
+
+
+async def test_a_busy_candidate_is_not_taken_for_a_silent_one() -> None:
+    """Time-outs of some while others are answered say overload: the breaker stays closed."""
+    world = World()
+    await measured(world, 0.002)
+    turn = 0
+
+    async def busy(item: inference_pb2.InferItem) -> inference_pb2.InferResult:
+        nonlocal turn
+        turn += 1
+        if turn % 10 == 0:
+            return answer(item)
+        world.clock.now += 0.02  # the others wait much longer, but somebody is served all the time
+        candidate = world.board.candidates(world.catalog.tasks["diabetes_progression"])[0]
+        world.board.gauge(candidate).answered_at = world.clock.now
+        world.clock.now += 0.01
+        raise DeadlineExceededError("TRITON_TIMEOUT", "waited in vain")
+
+    world.local.behave = busy
+    for _ in range(60):
+        await world.decide()
+    assert len(world.local.items) == 60
