@@ -7,12 +7,14 @@ output tensors. Any change of what a template writes is a new template.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
+from services.chassis.errors import InvalidArgumentError
 from services.remote.catalog import Model, Options, TensorEntry
 from services.remote.oip_body import json_data, raw_of_json
 from services.remote.provider import Ask, Tensors
@@ -24,6 +26,9 @@ from twinpath.inference.v1 import tensor_pb2
 _SCHEMA_TYPES = {"BYTES": "string", "BOOL": "boolean", "FP32": "number", "FP64": "number"}
 _NO_JSON = ("FP16", "BF16")
 SCHEMA_NAME = "answer"
+# Inputs of Triton's vLLM backend beside the text: how to sample, and whether to stream (which the
+# call itself says here). Both paths get them; a vendor's request has fields of its own for them.
+SAMPLING = ("sampling_parameters", "stream")
 
 
 class PromptOptions(Options):
@@ -56,6 +61,9 @@ class PromptOptions(Options):
         return f"{protocol}+{self.template}" if self.task == "tabular" else protocol
 
 
+P = TypeVar("P", bound=PromptOptions)
+
+
 def check(model: Model) -> Iterator[Mistake]:
     """Yield where a model's tensors don't fit its task."""
     options = PromptOptions.model_validate(
@@ -63,7 +71,8 @@ def check(model: Model) -> Iterator[Mistake]:
     )
     if options.task == "text":
         for what, entries in (("inputs", model.inputs), ("outputs", model.outputs)):
-            if [(e.datatype, _size(e)) for e in entries] != [("BYTES", 1)]:
+            texts = [e for e in entries if what == "outputs" or e.name not in SAMPLING]
+            if [(e.datatype, _size(e) or 1) for e in texts] != [("BYTES", 1)]:
                 yield (what,), "a text task has one BYTES tensor of one element here"
         return
     for index, entry in enumerate(model.inputs):
@@ -83,7 +92,10 @@ def check(model: Model) -> Iterator[Mistake]:
 def question(ask: Ask, options: PromptOptions) -> str:
     """Return the user's text. Raises InvalidArgumentError for what no text can say."""
     if options.task == "text":
-        return str(json_data(ask.tensors[0], "input.tensors[0].raw")[0])
+        for index, tensor in enumerate(ask.tensors):
+            if tensor.name not in SAMPLING:
+                return str(json_data(tensor, f"input.tensors[{index}].raw")[0])
+        raise InvalidArgumentError("TENSOR_MISMATCH", "there is no text among the tensors")
     lines = []
     for index, tensor in enumerate(ask.tensors):
         values = json_data(tensor, f"input.tensors[{index}].raw")
@@ -93,6 +105,28 @@ def question(ask: Ask, options: PromptOptions) -> str:
         lines += [f"- {name}: {value}" for name, value in zip(names, values, strict=True)]
     wanted = ", ".join(entry.name for entry in ask.model.outputs)
     return "Input:\n" + "\n".join(lines) + f"\n\nAnswer with one JSON object: {wanted}."
+
+
+def sampled(ask: Ask, options: P) -> P:
+    """Return the options with what the input itself says about sampling.
+
+    Raises:
+        InvalidArgumentError: `sampling_parameters` is no JSON object, or a value is out of range.
+    """
+    for index, tensor in enumerate(ask.tensors):
+        if tensor.name != "sampling_parameters":
+            continue
+        place = f"input.tensors[{index}].raw"
+        try:
+            said = json.loads(json_data(tensor, place)[0])
+            known = {k: said[k] for k in ("max_tokens", "temperature") if k in said}
+            return options.model_validate({**options.model_dump(), **known})
+        except (ValueError, TypeError):
+            fault = (place, "must be a JSON object with max_tokens and temperature in range")
+            raise InvalidArgumentError(
+                "TENSOR_MISMATCH", f"{fault[0]}: {fault[1]}", violations=[fault]
+            ) from None
+    return options
 
 
 def schema(model: Model) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from services.remote.prompts import (
     PromptOptions,
     object_outputs,
     question,
+    sampled,
     schema,
     text_output,
 )
@@ -91,7 +92,7 @@ class Dialect:
 
     def body(self, ask: Ask, *, stream: bool) -> Body:
         """Write a request with one message."""
-        options = ModelOptions.of(ask.model)
+        options = sampled(ask, ModelOptions.of(ask.model))
         document: dict[str, Any] = {
             "model": ask.model.on_wire,
             "max_tokens": options.max_tokens,

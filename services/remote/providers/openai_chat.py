@@ -17,6 +17,7 @@ from services.remote.prompts import (
     PromptOptions,
     object_outputs,
     question,
+    sampled,
     schema,
     text_output,
 )
@@ -87,7 +88,7 @@ class Dialect:
 
     def body(self, ask: Ask, *, stream: bool) -> Body:
         """Write a request for one choice."""
-        options = ModelOptions.of(ask.model)
+        options = sampled(ask, ModelOptions.of(ask.model))
         messages = [{"role": "user", "content": question(ask, options)}]
         if options.instructions:
             messages.insert(0, {"role": "system", "content": options.instructions})

@@ -7,7 +7,14 @@ from typing import Any
 
 from services.remote import failures
 from services.remote.catalog import Model, Options, Provider
-from services.remote.prompts import SCHEMA_NAME, PromptOptions, question, schema, text_output
+from services.remote.prompts import (
+    SCHEMA_NAME,
+    PromptOptions,
+    question,
+    sampled,
+    schema,
+    text_output,
+)
 from services.remote.prompts import check as check_prompt
 from services.remote.provider import Ask, Tensors
 from services.remote.providers.openai_chat import outputs, special
@@ -69,7 +76,7 @@ class Dialect:
 
     def body(self, ask: Ask, *, stream: bool) -> Body:
         """Write a request."""
-        options = ModelOptions.of(ask.model)
+        options = sampled(ask, ModelOptions.of(ask.model))
         document: dict[str, Any] = {
             "model": ask.model.on_wire,
             "input": question(ask, options),
