@@ -12,12 +12,14 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from services.chassis.call import Call
 from services.chassis.channels import connect
 from services.chassis.clock import SystemClock
 from services.chassis.errors import UnavailableError
 from services.chassis.run import Mount, Service
 from services.router.admission import Admission
 from services.router.attempt import Attempter
+from services.router.batch import Batches
 from services.router.board import Board
 from services.router.cache import ResponseCache
 from services.router.catalog import Catalog, CatalogKeeper
@@ -141,6 +143,13 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
         code_version=code_version,
     )
 
+    async def within_quota(call: Call) -> None:
+        """Before any work, and before the limiter: a refusal here says nothing about load."""
+        if keeper.catalog.quotas:
+            await quotas.take(keeper.catalog.quotas, call.identity)
+
+    batches = Batches(pipeline.decide, clock, first=within_quota)
+
     async def ping_channel(target: grpc.aio.Channel, name: str) -> None:
         state_now = target.get_state(try_to_connect=True)
         if state_now is not grpc.ChannelConnectivity.READY:
@@ -166,7 +175,9 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
         mounts=[
             Mount(
                 "twinpath.router.v1.Router",
-                RouterServicer(pipeline, streams, board, catalog, overrides, replays, quotas),
+                RouterServicer(
+                    pipeline, streams, board, catalog, overrides, replays, batches, within_quota
+                ),
                 router_pb2_grpc.add_RouterServicer_to_server,
             )
         ],

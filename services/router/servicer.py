@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -14,19 +13,16 @@ from services.chassis.call import Call
 from services.chassis.errors import (
     InternalError,
     NotFoundError,
-    ServiceError,
-    to_status,
 )
+from services.router.batch import Batches
 from services.router.board import Board
 from services.router.catalog import Catalog, Task
 from services.router.overrides import PATH_NAMES, Overrides
 from services.router.pipeline import Pipeline
-from services.router.quotas import Quotas
 from services.router.records import candidate_ref
 from services.router.replay import Replays
 from services.router.steps import CatalogView
 from services.router.streams import Streams
-from twinpath import telemetry as names
 from twinpath.inference import tensors
 from twinpath.inference.v1 import tensor_pb2
 from twinpath.router.v1 import router_pb2, router_pb2_grpc
@@ -45,21 +41,17 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         catalog: Callable[[], CatalogView],
         overrides: Overrides,
         replays: Replays,
-        quotas: Quotas | None = None,
+        batches: Batches,
+        within_quota: Callable[[Call], Awaitable[None]],
     ) -> None:
         self._pipeline = pipeline
         self._streams = streams
         self._board = board
         self._catalog = catalog
         self._overrides = overrides
-        self._quotas = quotas
+        self._batches = batches
+        self._within_quota = within_quota
         self._replays = replays
-
-    async def _within_quota(self, call: Call) -> None:
-        """Before any work, and before the limiter: a refusal here says nothing about load."""
-        rules = self._catalog().catalog.quotas
-        if rules and self._quotas is not None:
-            await self._quotas.take(rules, call.identity)
 
     async def Infer(
         self, request: router_pb2.InferRequest, context: Any
@@ -83,19 +75,8 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self, request: router_pb2.BatchInferRequest, context: Any
     ) -> router_pb2.BatchInferResponse:
         """Make many decisions; each fails alone."""
-        call = _call()
-        results = await asyncio.gather(*(self._item(item, call) for item in request.items))
+        results = await self._batches.run(request.items, _call())
         return router_pb2.BatchInferResponse(results=results)
-
-    async def _item(self, item: router_pb2.BatchItem, call: Call) -> router_pb2.BatchResult:
-        try:
-            # A span of its own: the attributes of many decisions don't fit on the call's.
-            with _tracer.start_as_current_span(names.SPAN_ITEM):
-                await self._within_quota(call)
-            response = await self._pipeline.decide(item.request, call, item.id)
-        except ServiceError as error:
-            return router_pb2.BatchResult(id=item.id, status=to_status(error))
-        return router_pb2.BatchResult(id=item.id, response=response)
 
     async def Explain(
         self, request: router_pb2.ExplainRequest, context: Any
