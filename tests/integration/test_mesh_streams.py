@@ -107,7 +107,7 @@ def memory_kib(pid: int) -> int:
 
 async def test_slow_readers_do_not_raise_the_meshs_memory(mesh: MeshUnderTest) -> None:
     """Twenty readers that stop reading after a chunk leave router and local within 32 MiB."""
-    pids = [mesh.mesh.processes[name].pid for name in ("router", "local")]
+    pids = [mesh.launcher.processes[name].pid for name in ("router", "local")]
     async with mesh.router() as router:
         async for _ in router.InferStream(ask(NOTE * 20), timeout=20):
             pass
