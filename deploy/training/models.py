@@ -130,24 +130,48 @@ CANDIDATES = (
 )
 
 
-def fit(candidate: Candidate, frame: pd.DataFrame) -> Fitted:
-    """Fit on a seeded split and measure on the rest.
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A candidate's rows, split by the seed: features [rows, n] in FP32, and labels [rows]."""
+
+    train: NDArray[np.float32]
+    held_out: NDArray[np.float32]
+    label_train: NDArray[Any]
+    label_held_out: NDArray[Any]
+
+
+def split(candidate: Candidate, frame: pd.DataFrame) -> Split:
+    """Split a training frame, the same way every time.
 
     The features are rounded to FP32 first: that is what a model gets when it serves.
     """
     features = frame[list(candidate.task.feature_names)].to_numpy(dtype=np.float32)
     label = frame[candidate.task.label].to_numpy()
-    train, held_out, label_train, label_held_out = train_test_split(
-        features,
-        label,
-        test_size=HELD_OUT,
-        random_state=SEED,
-        stratify=label if candidate.kind == "classifier" else None,
+    return Split(
+        *train_test_split(
+            features,
+            label,
+            test_size=HELD_OUT,
+            random_state=SEED,
+            stratify=label if candidate.kind == "classifier" else None,
+        )
     )
-    model = candidate.estimator().fit(train.astype(np.float64), label_train)
-    measure = _classifier_metrics if candidate.kind == "classifier" else _regressor_metrics
-    metrics = measure(model, held_out.astype(np.float64), label_held_out)
-    return Fitted(model=model, train=train, held_out=held_out, metrics=metrics)
+
+
+def fit(candidate: Candidate, frame: pd.DataFrame) -> Fitted:
+    """Fit on a seeded split and measure on the rest."""
+    rows = split(candidate, frame)
+    model = candidate.estimator().fit(rows.train.astype(np.float64), rows.label_train)
+    metrics = measure(candidate, model, rows.held_out.astype(np.float64), rows.label_held_out)
+    return Fitted(model=model, train=rows.train, held_out=rows.held_out, metrics=metrics)
+
+
+def measure(
+    candidate: Candidate, model: Any, features: NDArray[Any], label: NDArray[Any]
+) -> dict[str, float]:
+    """Return a model's metrics; it needs `predict`, and `predict_proba` for a classifier."""
+    metrics = _classifier_metrics if candidate.kind == "classifier" else _regressor_metrics
+    return metrics(model, features, label)
 
 
 def _classifier_metrics(

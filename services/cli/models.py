@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli import client, console, models_control
+from services.cli import client, console, models_control, models_quantize
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,6 +28,7 @@ app.command()(models_control.load)
 app.command()(models_control.unload)
 app.command()(models_control.rollback)
 app.command()(models_control.states)
+app.command()(models_quantize.quantize)
 
 Path = Annotated[str, typer.Option("--path", metavar="local|remote", help="Only this path.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the message as JSON.")]

@@ -1,0 +1,150 @@
+"""INT8 copies: the same answers, and the truth about whether they pay."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from onnx import TensorProto, helper, numpy_helper
+
+from deploy.training import quantize as module
+from deploy.training.export import export
+from deploy.training.lowering import lower
+from deploy.training.models import fit
+from deploy.training.quantize import Measured, NothingToQuantizeError, OnnxModel, quantize, verdict
+from deploy.training.repository import write_model
+from services.cli.models_quantize import conclusion, table
+from services.local.artifacts import Artifacts
+from tests.support import private_pem
+from tests.unit.training.test_export import BY_NAME, card_for, frame_for
+
+GENERATOR = np.random.default_rng(3)
+
+
+def wide() -> bytes:
+    """A network of two layers whose weights are most of it: 1 MB of FP32."""
+    sizes = (16, 512, 512, 1)
+    nodes, weights, last = [], [], "features"
+    for layer, (rows, columns) in enumerate(itertools.pairwise(sizes)):
+        values = GENERATOR.normal(0, rows**-0.5, (rows, columns)).astype(np.float32)
+        weights.append(numpy_helper.from_array(values, f"w{layer}"))
+        out = "progression" if layer == len(sizes) - 2 else f"h{layer}"
+        nodes.append(helper.make_node("MatMul", [last, f"w{layer}"], [out], f"m{layer}"))
+        last = out
+    graph = helper.make_graph(
+        nodes,
+        "wide",
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", 16])],
+        [helper.make_tensor_value_info("progression", TensorProto.FLOAT, ["N", 1])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+@pytest.mark.parametrize("name", ["diabetes_small", "tumour_small"])
+def test_a_lowered_model_says_the_same(name: str) -> None:
+    """Without any operator of ONNX-ML."""
+    candidate = BY_NAME[name]
+    fitted = fit(candidate, frame_for(candidate))
+    original = export(candidate, fitted.model)
+    lowered = lower(original)
+    assert {node.domain for node in onnx.load_from_string(lowered).graph.node} == {""}
+    before, after = OnnxModel(original), OnnxModel(lowered)
+    for output, values in before.run(fitted.held_out).items():
+        assert np.allclose(after.run(fitted.held_out)[output], values, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["dynamic", "static"])
+def test_a_model_of_many_weights_shrinks_and_keeps_its_answers(method: Any) -> None:
+    """To about a quarter."""
+    rows = GENERATOR.normal(0, 1, (256, 16)).astype(np.float32)
+    original = wide()
+    copy = quantize(original, method, rows)
+    assert len(copy) < 0.3 * len(original)
+    meant, said = OnnxModel(original).predict(rows), OnnxModel(copy).predict(rows)
+    assert np.corrcoef(meant, said)[0, 1] > 0.99
+
+
+def test_trees_have_nothing_to_quantize() -> None:
+    """That is said; no copy is made."""
+    candidate = BY_NAME["diabetes_large"]
+    fitted = fit(candidate, frame_for(candidate))
+    with pytest.raises(NothingToQuantizeError):
+        quantize(export(candidate, fitted.model), "dynamic", fitted.train)
+
+
+ORIGINAL = Measured(1000, 10, 100, 1.0, {"rmse": 50.0})
+
+
+@pytest.mark.parametrize(
+    ("copy", "why"),
+    [
+        (replace(ORIGINAL, bytes=300), ""),
+        (replace(ORIGINAL, batch_us=80), ""),
+        (ORIGINAL, "neither"),
+        (replace(ORIGINAL, bytes=300, one_us=12), "it is 20% slower at one row"),
+        (replace(ORIGINAL, bytes=2000, batch_us=80), "it is 100% larger"),
+        (replace(ORIGINAL, bytes=300, metrics={"rmse": 51.0}), "rmse goes from 50 to 51"),
+    ],
+)
+def test_what_does_not_pay_is_said(copy: Measured, why: str) -> None:
+    """Better in something and worse in nothing: that pays."""
+    found = verdict(BY_NAME["diabetes_small"], ORIGINAL, copy)
+    assert (why in found) if why else not found
+
+
+def test_a_copy_is_written_signed_with_its_lineage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a model of its own; a linear model of 13 weights is written only if one insists."""
+    candidate = BY_NAME["diabetes_small"]
+    frame = frame_for(candidate)
+    fitted = fit(candidate, frame)
+    original = export(candidate, fitted.model)
+    models = tmp_path / "models"
+    parent: dict[str, Any] = card_for(candidate, fitted, original)
+    write_model(models, parent, original)
+    key = Ed25519PrivateKey.generate()
+    (tmp_path / "k.pem").write_text(private_pem(key))
+
+    class Store:
+        def __enter__(self) -> None:
+            """Open nothing."""
+
+        def __exit__(self, *_: object) -> None:
+            """Close nothing."""
+
+    monkeypatch.setattr(module, "offline_store", lambda _: Store())
+    monkeypatch.setattr(module, "training_frame", lambda *_: frame)
+    args = argparse.Namespace(
+        model="diabetes_small",
+        method="both",
+        dry_run=False,
+        anyway=False,
+        repo=tmp_path,
+        models=models,
+        key=tmp_path / "k.pem",
+    )
+    report, code = module.run(args)
+    assert (code, report["pays"], report["written"]) == (1, False, "")
+    assert "does not pay" in conclusion(report)
+    assert not (models / "diabetes_small_int8").exists()
+    args.anyway = True
+    report, code = module.run(args)
+    assert code == 0
+    assert table(report).row_count == 4 + len(report["original"]["metrics"])
+    assert "twinpath models load diabetes_small_int8 1" in conclusion(report)
+    assert not Artifacts(models, [key.public_key()]).look("diabetes_small_int8", "1").fault
+    card = json.loads((models / "diabetes_small_int8" / "1" / "card.json").read_text())
+    assert card["lineage"]["made_from"]["digest"] == parent["artifact"]["digest"]
+    assert "INT8" in card["summary"]
