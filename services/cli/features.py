@@ -35,6 +35,9 @@ Fields = Annotated[
     list[str] | None,
     typer.Option("--field", "-f", metavar="NAME=VALUE", help="A request field; may stand again."),
 ]
+Repo = Annotated[
+    Path, typer.Option(envvar="TWINPATH_FEATURES_REPO", help="Folder of the Feast repo.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the message as JSON.")]
 Deadline = Annotated[float, typer.Option("--deadline", min=0.001, help="Seconds for the answer.")]
 
@@ -95,9 +98,7 @@ def list_(as_json: Json = False) -> None:
 @app.command()
 def lineage(
     view: Annotated[str, typer.Argument(help="A feature view or on-demand feature view.")],
-    repo: Annotated[
-        Path, typer.Option(envvar="TWINPATH_FEATURES_REPO", help="Folder of the Feast repo.")
-    ] = Path("feature_repo"),
+    repo: Repo = Path("feature_repo"),
     catalog: Annotated[
         Path, typer.Option(envvar="TWINPATH_CATALOG", help="Folder of the catalog.")
     ] = Path("deploy/catalog"),
@@ -114,6 +115,153 @@ def lineage(
         console.show_problem("no lineage", str(error))
         raise SystemExit(1) from None
     console.out.print(tree)
+
+
+@app.command()
+def new(
+    view: Annotated[str, typer.Argument(help="The new view's name, in lower_snake_case.")],
+    entity: Annotated[str, typer.Option("--entity", help="A variable of entities.py.")],
+    feature: Annotated[
+        list[str] | None,
+        typer.Option("--feature", metavar="NAME:TYPE", help="A feature; may stand again."),
+    ] = None,
+    service: Annotated[
+        str, typer.Option("--service", help="A feature service that gets the view, too.")
+    ] = "",
+    data_class: Annotated[
+        str, typer.Option(help="public, internal, confidential or restricted.")
+    ] = "restricted",
+    owner: Annotated[str, typer.Option(help="Who answers for it.")] = "nobody yet",
+    repo: Repo = Path("feature_repo"),
+    tests: Annotated[Path, typer.Option(help="Folder of its test.")] = Path(
+        "tests/unit/feature_repo"
+    ),
+) -> None:
+    """Scaffold a feature view: its definition, its validation rules and its test.
+
+    [bold]twinpath features new blood_gas --entity diabetes_patient --feature ph:Float64[/]
+    """
+    from services.cli import features_new  # noqa: PLC0415 - not for `--help`
+
+    fields: dict[str, str] = {}
+    for given in feature or ["value:Float64"]:
+        name, _, kind = given.partition(":")
+        fields[name] = kind or "Float64"
+    try:
+        files = features_new.scaffold(
+            *(repo, tests, view),
+            entity=entity,
+            fields=fields,
+            service=service,
+            data_class=data_class,
+            owner=owner,
+        )
+        features_new.definitions(repo)
+    except features_new.AuthorError as error:
+        console.show_problem("no view", str(error))
+        raise SystemExit(1) from None
+    for file in files:
+        console.out.print(f"  {file}")
+    console.out.print(
+        f"Write {repo / 'data' / view}.parquet (or name another source), then "
+        "[bold]twinpath features apply[/]."
+    )
+
+
+@app.command()
+def check(repo: Repo = Path("feature_repo")) -> None:
+    """Check the Feast repo's definitions and validation rules; mistakes name file and line."""
+    _definitions(repo, apply=False)
+
+
+@app.command()
+def apply(repo: Repo = Path("feature_repo")) -> None:
+    """Check the Feast repo, then `feast apply` it; live within seconds."""
+    _definitions(repo, apply=True)
+
+
+def _definitions(repo: Path, *, apply: bool) -> None:
+    from services.cli import features_new  # noqa: PLC0415 - not for `--help`
+
+    try:
+        views = features_new.definitions(repo, apply=apply)
+    except features_new.AuthorError as error:
+        console.show_problem("mistakes in the definitions", str(error))
+        raise SystemExit(1) from None
+    for view, fields in views.items():
+        console.out.print(f"  [bold]{view}[/] ({len(fields)} features)")
+    console.out.print("applied" if apply else "no mistakes")
+
+
+@app.command()
+def skew(
+    service: Service,
+    entity: Entity = None,
+    entities: Annotated[
+        Path | None,
+        typer.Option("--entities", help="CSV or Parquet file with the join keys of many."),
+    ] = None,
+    repo: Repo = Path("feature_repo"),
+    deadline_s: Deadline = 30.0,
+) -> None:
+    """Compare served values with offline ones, for the same entities and times.
+
+    [bold]twinpath features skew diabetes_progression_v1 -e patient_id=17[/]
+
+    Exits with 1 when they are not the same. On-demand views are compared by their inputs.
+    """
+    from services.cli import features_skew  # noqa: PLC0415 - imports Feast: seconds
+
+    rows = [{key: _scalar(value) for key, value in parse_pairs(entity or [], "--entity").items()}]
+
+    async def work(mesh: client.Connection) -> features_pb2.GetFeaturesResponse:
+        async with mesh.channel("features", role="operator", deadline_s=deadline_s) as channel:
+            described = (await describe(channel, service)).feature_services[0]
+            if entities is not None:
+                keys = [key.name for key in described.join_keys]
+                rows[:] = features_skew.read_entities(entities, keys)
+            fields = [field.name for field in described.request_fields]
+            return await read_rows(channel, service, features_skew.key_columns(rows), fields)
+
+    try:
+        answer = client.run("twinpath features skew", work)
+        found = features_skew.compare(repo, service, rows, answer)
+    except (OSError, ValueError, features_skew.SkewError) as error:
+        console.show_problem("no comparison", str(error))
+        raise SystemExit(1) from None
+    console.out.print(features_skew.table(found))
+    if any(one.skewed for one in found):
+        raise SystemExit(1)
+
+
+async def read_rows(
+    channel: grpc.aio.Channel, service: str, keys: list[Column], fields: list[str]
+) -> features_pb2.GetFeaturesResponse:
+    """Read many rows, with null for each request field.
+
+    Raises:
+        grpc.aio.AioRpcError: what the feature service says.
+    """
+    from twinpath.common.v1 import context_pb2, value_pb2  # noqa: PLC0415 - not for `--help`
+    from twinpath.features.v1 import features_pb2, features_pb2_grpc  # noqa: PLC0415
+
+    array = keys[0].WhichOneof("values")
+    count = len(getattr(keys[0], array).values) if array else 0
+    request = features_pb2.GetFeaturesRequest(
+        feature_service=service,
+        rows=[context_pb2.ItemContext(id=str(number)) for number in range(count)],
+        join_keys=keys,
+        request_fields=[value_pb2.Column(name=name) for name in fields],
+    )
+    answer: features_pb2.GetFeaturesResponse = await features_pb2_grpc.FeaturesStub(
+        channel
+    ).GetFeatures(request)
+    return answer
+
+
+def _scalar(value: Value) -> object:
+    kind = value.WhichOneof("kind")
+    return getattr(value, kind) if kind else None
 
 
 async def read_vector(
