@@ -1,0 +1,85 @@
+"""The GPU configuration: valid for Triton, and the same tensors as on CPUs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from deploy.training.export import INPUT, OUTPUTS
+from deploy.training.models import CANDIDATES
+from deploy.training.repository import triton_config
+from deploy.training.summarizer import CONFIG, NAME
+from tests.support import ROOT
+
+GPU = ROOT / "deploy" / "triton" / "gpu"
+LOCAL = {candidate.name: candidate for candidate in CANDIDATES if candidate.path == "local"}
+KINDS = model_config_pb2.ModelInstanceGroup.Kind
+
+
+def parsed(text: str) -> Any:
+    """A configuration; an unknown field or value raises."""
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def on_gpu(name: str) -> Any:
+    """A model's GPU configuration."""
+    return parsed((GPU / name / "config.pbtxt").read_text())
+
+
+def on_cpu(name: str) -> Any:
+    """What the training writes."""
+    if name == NAME:
+        return parsed(CONFIG)
+    candidate = LOCAL[name]
+    card = {
+        "name": name,
+        "task": candidate.task.name,
+        "summary": candidate.summary,
+        "inputs": [
+            {"name": INPUT, "datatype": "FP32", "shape": [-1, len(candidate.task.features)]}
+        ],
+        "outputs": [
+            {"name": output, "datatype": datatype, "shape": [-1, 1]}
+            for output, datatype in OUTPUTS[candidate.kind]
+        ],
+    }
+    return parsed(triton_config(card))
+
+
+def test_every_local_model_has_one() -> None:
+    """And no other model."""
+    assert {path.parent.name for path in GPU.glob("*/config.pbtxt")} == {*LOCAL, NAME}
+
+
+@pytest.mark.parametrize("name", [*LOCAL, NAME])
+def test_tensors_are_those_of_the_cpu(name: str) -> None:
+    """So that neither catalog nor callers notice where a model runs."""
+    gpu, cpu = on_gpu(name), on_cpu(name)
+    assert gpu.name == cpu.name == name
+    assert list(gpu.input) == list(cpu.input)
+    assert list(gpu.output) == list(cpu.output)
+    assert gpu.max_batch_size == cpu.max_batch_size
+    assert gpu.model_transaction_policy == cpu.model_transaction_policy
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_onnx_models_ask_for_a_gpu_and_tensorrt(name: str) -> None:
+    """With a queue that knows priorities and the requests' own time-outs."""
+    config = on_gpu(name)
+    assert [group.kind for group in config.instance_group] == [KINDS.Value("KIND_GPU")]
+    accelerators = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert [accelerator.name for accelerator in accelerators] == ["tensorrt"]
+    assert config.dynamic_batching.priority_levels == 3
+    assert config.dynamic_batching.default_queue_policy.allow_timeout_override
+
+
+def test_the_text_model_is_vllms() -> None:
+    """It names its engine's model, and leaves the placing to vLLM."""
+    config = on_gpu(NAME)
+    assert config.backend == "vllm"
+    assert [group.kind for group in config.instance_group] == [KINDS.Value("KIND_MODEL")]
+    assert json.loads((GPU / NAME / "1" / "model.json").read_text())["model"]
