@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -63,6 +64,7 @@ class Result:
     name: str
     report: Report
     by_label: dict[str, Phase]
+    codes_by_label: dict[str, dict[str, int]]
     checks: list[Check]
     restricted_asked: int
     restricted_at_vendor: int
@@ -87,6 +89,7 @@ class Result:
             "restricted_asked": self.restricted_asked,
             "restricted_at_vendor": self.restricted_at_vendor,
             "by_label": {label: asdict(part) for label, part in self.by_label.items()},
+            "codes_by_label": self.codes_by_label,
             "report": self.report.as_json(),
         }
 
@@ -141,6 +144,9 @@ async def run(arena: Arena, name: str, *, seconds: float, rate: float) -> Result
         name=name,
         report=found,
         by_label={label: phase(_of(samples, label)) for label in labels},
+        codes_by_label={
+            label: dict(Counter(sample.code for sample in _of(samples, label))) for label in labels
+        },
         checks=judge(drill.targets, found, left),
         restricted_asked=len(_of(samples, mix.RESTRICTED)),
         restricted_at_vendor=left,
