@@ -184,7 +184,8 @@ class Ledger:
         if claimed:
             done.add_done_callback(lambda _: self._release(claimed))
         try:
-            first = await asyncio.shield(done)  # a caller that goes away takes nothing back
+            # A caller that goes away takes nothing back, and its claims stand until it is done.
+            first = await (asyncio.shield(done) if claimed else done)
         except (JournalFullError, JournalFailedError) as error:
             return [Appended(error=_mapped(error))] * len(ready)
         return [Appended(leaf=first + at) for at in range(len(ready))]

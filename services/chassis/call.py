@@ -5,8 +5,14 @@ from __future__ import annotations
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 
 from services.chassis.errors import DeadlineExceededError
+
+
+@lru_cache(maxsize=1024)
+def _names(subject: str, roles: frozenset[str]) -> frozenset[str]:
+    return frozenset({subject, *(f"role:{role}" for role in roles)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +30,7 @@ class Identity:
     @property
     def names(self) -> frozenset[str]:
         """The names under which the access table may list this identity."""
-        return frozenset({self.subject}) | {f"role:{role}" for role in self.roles}
+        return _names(self.subject, self.roles)
 
 
 @dataclass(frozen=True, slots=True)
