@@ -166,6 +166,26 @@ class TritonPythonModel:
         return pb.InferenceResponse([pb.Tensor("features", array)])
 """
 
+# Declares FP32 [n, 1] and returns something else, as the first element says.
+_MISSHAPEN = """
+import numpy as np
+import triton_python_backend_utils as pb
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.one(r.inputs()[0].as_numpy()) for r in requests]
+
+    def one(self, array):
+        rows = len(array)
+        shape, kind = {
+            1: ((rows, 2), np.float32),
+            2: ((rows + 1, 1), np.float32),
+            3: ((rows,), np.float32),
+            4: ((rows, 1), np.float64),
+        }.get(int(array.reshape(-1)[0]), ((rows, 1), np.float32))
+        return pb.InferenceResponse([pb.Tensor("sum", np.zeros(shape, dtype=kind))])
+"""
+
 # With Triton's `--grpc-header-forward-pattern traceparent` the header is a request parameter.
 _HEADERS = """
 import json
@@ -277,6 +297,13 @@ def picky(root: Path) -> None:
     config = "max_batch_size: 64\n" + _tensor("input", "features", "FP32", "[1]")
     config += _tensor("output", "sum", "FP32", "[1]")
     write_model(root, "picky", _PICKY, config)
+
+
+def misshapen(root: Path) -> None:
+    """Takes FP32 `features` [n, 1]; 1 to 4 return another shape or type than `sum` [n, 1]."""
+    config = "max_batch_size: 8\n" + _tensor("input", "features", "FP32", "[1]")
+    config += _tensor("output", "sum", "FP32", "[1]")
+    write_model(root, "misshapen", _MISSHAPEN, config)
 
 
 def headers(root: Path) -> None:
