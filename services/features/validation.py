@@ -204,8 +204,13 @@ class Check:
         if values is None:
             return []
         if self.rule.kind == "category":
-            allowed = self.rule.allowed
-            bad = [n for n, v in enumerate(values) if not _among(v, allowed)]
+            # With their kinds, because True == 1. What is stored may even be a list.
+            allowed = {(type(one), one) for one in self.rule.allowed}
+            bad = [
+                n
+                for n, v in enumerate(values)
+                if not isinstance(v, bool | int | str) or (type(v), v) not in allowed
+            ]
         else:
             low, high = self.rule.low, self.rule.high
             bad = [n for n, v in enumerate(values) if not _within(v, low, high)]
@@ -234,10 +239,6 @@ class Check:
 def _within(value: Any, low: float, high: float) -> bool:
     # What is stored need not be what the schema says. NaN is within no range.
     return isinstance(value, int | float) and low <= value <= high
-
-
-def _among(value: Any, allowed: frozenset[Any]) -> bool:
-    return value in allowed and type(value) in {type(one) for one in allowed}
 
 
 def _values(column: Any) -> Sequence[Any] | None:
