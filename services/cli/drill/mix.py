@@ -47,22 +47,21 @@ class Question:
 def usual(number: int) -> Question:
     """The mix of all drills but `overload`."""
     if number % _EVERY == _EVERY - 1:
-        return restricted(number)
-    return Question(PLAIN, _about(DIABETES, number))
+        return restricted(number, number // _EVERY)
+    return Question(PLAIN, about(DIABETES, number))
 
 
-def restricted(number: int, data_class: int = context_pb2.DATA_CLASS_RESTRICTED) -> Question:
+def restricted(number: int, turn: int) -> Question:
     """A restricted request: of a restricted task, or marked, in turn."""
-    if (number // _EVERY) % 2:
-        return Question(RESTRICTED, _about(TUMOUR, number))
-    return Question(RESTRICTED, marked(number, data_class))
+    request = about(TUMOUR, number) if turn % 2 else marked(number)
+    return Question(RESTRICTED, request)
 
 
 def marked(
     number: int, data_class: int = context_pb2.DATA_CLASS_RESTRICTED
 ) -> router_pb2.InferRequest:
     """A marked request of the task that may use either path, made stricter by its caller."""
-    request = _about(DIABETES, number)
+    request = about(DIABETES, number)
     request.fields["bmi_now"].double_value = _MARK_BMI + number % 7 / 8  # baselines are tenths
     request.data_class = data_class  # type: ignore[assignment]
     return request
@@ -74,14 +73,15 @@ def overloading(number: int) -> Question:
     Three times what the model can do is offered, so a sixth of that is half of what it can.
     """
     if number % (6 * _EVERY) == 6 * _EVERY - 1:
-        return restricted(number)
+        return restricted(number, number // (6 * _EVERY))
     label = (INTERACTIVE, NORMAL, BATCH, NORMAL, BATCH, NORMAL)[number % 6]
-    request = _about(SLOW, number)
+    request = about(SLOW, number)
     request.priority = _LEVELS[label]
     return Question(label, request)
 
 
-def _about(task: str, number: int) -> router_pb2.InferRequest:
+def about(task: str, number: int) -> router_pb2.InferRequest:
+    """A request of a task about one of four hundred patients."""
     patient = value_pb2.Value(int64_value=1 + number % 400)
     return router_pb2.InferRequest(task=task, entity={"patient_id": patient}, include_plan=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +24,8 @@ from twinpath.router.v1 import router_pb2
 DEADLINE_S = 1.0
 FAULT_FROM, FAULT_TO = 1 / 6, 2 / 3
 _SETTLE_S = 1.0
+_CAPACITY_S = 4.0
+_CALLERS = 6
 _PATHS = {context_pb2.PATH_LOCAL: "local", context_pb2.PATH_REMOTE: "remote"}
 
 
@@ -112,10 +115,11 @@ async def run(arena: Arena, name: str, *, seconds: float, rate: float) -> Result
         RuntimeError: the mesh did not become whole, before or after.
     """
     drill = DRILLS[name]
-    rate = drill.rate or rate
     await arena.whole()
     await arena.stage.prefer(mix.DIABETES, drill.prefer)
     await warm(arena, drill)
+    if drill.load is not None:
+        rate = drill.load * await capacity(arena)
     await arena.forget()
     watch = Watch(drill.broken)
     starts = starts_of(drill, rate, seconds)
@@ -163,6 +167,27 @@ async def warm(arena: Arena, drill: Drill) -> None:
     """Ask for a second what will be asked, so that latencies are known and nothing is cold."""
     ask = _asker(arena, drill.question, Watch(""), evenly(40, _SETTLE_S))
     await offer(ask, evenly(40, _SETTLE_S))
+
+
+async def capacity(arena: Arena) -> float:
+    """Return how many requests a second the slow model answers: a few callers, one after another.
+
+    On a quiet machine that is 1 / SLOW_S; on a busy one it is less, and what counts is the ratio.
+    """
+    loop = asyncio.get_running_loop()
+    end = loop.time() + _CAPACITY_S
+    answered = 0
+
+    async def caller(number: int) -> None:
+        nonlocal answered
+        while loop.time() < end:
+            with contextlib.suppress(grpc.RpcError):
+                await arena.stage.router.Infer(mix.about(mix.SLOW, number), timeout=DEADLINE_S)
+                answered += 1
+
+    await asyncio.gather(*(caller(number) for number in range(_CALLERS)))
+    await asyncio.sleep(_SETTLE_S)
+    return max(answered / _CAPACITY_S, 1.0)
 
 
 async def _break(arena: Arena, drill: Drill, seconds: float, zero: asyncio.Future[float]) -> float:

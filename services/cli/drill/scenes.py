@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from services.cli.drill import mix
-from services.cli.drill.arena import SLOW_S, Arena
+from services.cli.drill.arena import Arena
 from services.cli.drill.faultproxy import Faults
 from services.cli.drill.targets import Targets
 from twinpath.common.v1 import context_pb2
@@ -30,8 +30,8 @@ class Drill:
         targets: What has to hold.
         question: What callers ask.
         counted: Labels of the requests that the targets are about.
-        rate: Requests a second, if not the usual.
-        surge: How many times the rate is offered while the fault lasts.
+        load: Share of the measured capacity to offer; none: the usual rate.
+        surge: How many times that is offered while the fault lasts.
     """
 
     about: str
@@ -42,7 +42,7 @@ class Drill:
     targets: Targets
     question: Callable[[int], mix.Question] = mix.usual
     counted: tuple[str, ...] = (mix.PLAIN,)
-    rate: float | None = None
+    load: float | None = None
     surge: float = 1.0
 
 
@@ -88,7 +88,6 @@ async def _nothing(_: Arena) -> None:
 _DEAD = Targets(success=0.99, after_opening=0.999, open_s=1.0, close_s=10.0)
 _IMPAIRED = Targets(success=0.99)
 _VENDOR, _TRITON = "diabetes_large", "diabetes_small"
-_CAPACITY = 1 / SLOW_S
 
 DRILLS: Mapping[str, Drill] = MappingProxyType(
     {
@@ -141,7 +140,7 @@ DRILLS: Mapping[str, Drill] = MappingProxyType(
             Targets(success=0.994, normal_s=10.0),
             question=mix.overloading,
             counted=(mix.INTERACTIVE,),
-            rate=_CAPACITY * 0.8,
+            load=0.8,
             surge=3 / 0.8,
         ),
         "triton-kill": Drill(
