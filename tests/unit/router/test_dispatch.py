@@ -231,3 +231,17 @@ async def test_a_busy_candidate_is_not_taken_for_a_silent_one() -> None:
     for _ in range(60):
         await world.decide()
     assert len(world.local.items) == 60
+
+
+async def test_when_everything_is_down_callers_do_not_multiply_it() -> None:
+    """At 100 requests a second and every target dead, calls are at most 1.1 of the requests."""
+    world = World()
+    for path in (world.local, world.remote):
+        path.behave = lambda item: failure(item, TRITON_DOWN)
+    await world.board.refresh()
+    requests = 1000
+    for _ in range(requests):
+        world.clock.now += 0.01
+        with pytest.raises(UnavailableError):
+            await world.decide()
+    assert len(world.local.items) + len(world.remote.items) <= 1.1 * requests
