@@ -108,11 +108,15 @@ def _examine(folder: Path, files: list[Path], keys: Sequence[Ed25519PublicKey]) 
         ):
             return Artifact(fault=f"its {CARD} is not signed by a key that is trusted here")
     try:
-        stated = json.loads(content)["artifact"]
+        read = json.loads(content)
+        stated = read["artifact"]
+        names = read.get("name", folder.parent.name), str(read.get("version", folder.name))
         file, text = folder / stated["file"], stated["digest"]
         digest = bytes.fromhex(text.removeprefix(_PREFIX))
     except (ValueError, KeyError, TypeError, AttributeError):
         return Artifact(fault=f"its {CARD} can't be read")
+    if names != (folder.parent.name, folder.name):  # signed, but for something else
+        return Artifact(fault=f"its {CARD} is that of {names[0]} version {names[1]}")
     if file not in files:
         return Artifact(fault=f"its {CARD} names a file that is not there")
     if _hash(file) != digest:

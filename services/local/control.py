@@ -70,6 +70,7 @@ class Control:
             replicas = self._up()
             before = self._wish(name)
             versions = before.with_version(version).versions
+            self._traffic.serve(name, before.serving)  # not the newest, which comes now
             took = await asyncio.gather(
                 *(self._installer.install(replica, name, versions) for replica in replicas),
                 return_exceptions=True,
@@ -77,8 +78,10 @@ class Control:
             failures = [found for found in took if isinstance(found, BaseException)]
             if failures:
                 await self._restore(replicas, name, before.versions)
+                if self._wishes.get(name) is None:
+                    self._traffic.serve(name, "")
                 raise failures[0]
-            wish = self._wish(name).with_version(version)
+            wish = (self._wishes.get(name) or before).with_version(version)
             if not aside or not wish.serving:
                 wish = wish.serve(version)
             self._keep(name, wish)

@@ -274,6 +274,14 @@ outputs: [{name: features, datatype: FP32, shape: [1, 1]}]
 candidates: [{id: x, path: local, model: echo, version: "1"}]
 """
     )
+    (tasks / "u.yaml").write_text(
+        """
+name: kept
+inputs: [{name: features, datatype: FP32, shape: [1, 1]}]
+outputs: [{name: said, datatype: FP32, shape: [1, 1]}]
+candidates: [{id: x, path: local, model: kept, version: "1"}]
+"""
+    )
     for number in (1, 2, 3):
         version(server.options.models, "kept", number)
     fields: dict[str, Any] = {
@@ -283,8 +291,10 @@ candidates: [{id: x, path: local, model: echo, version: "1"}]
     async with server, path(keys, server, **fields) as local:
         [result] = await ask(local.stub, item("echo", features([1])))
         assert result.status.code == 0  # the catalog's models are loaded without a word
-        for each in ("1", "2", "3"):
-            await local.load("kept", each)
+        await local.load("kept", "2")
+        back = await local.control.SetServing(pb.SetServingRequest(model="kept"))
+        assert (back.state.version, back.before) == ("1", "2")  # to what the catalog had loaded
+        await local.load("kept", "3")
         await local.control.SetServing(pb.SetServingRequest(model="kept", version="2"))
         request = pb.UnloadModelRequest(model="kept", version="3")
         await local.control.UnloadModel(request, timeout=60)

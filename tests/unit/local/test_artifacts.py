@@ -50,6 +50,19 @@ def test_a_card_that_cant_be_read_refuses_the_model(tmp_path: Path, card: str) -
     assert Artifacts(tmp_path).look("m", "1").fault
 
 
+@pytest.mark.parametrize("names", [{"name": "other"}, {"version": "7"}, {"version": 7}])
+def test_a_card_vouches_for_no_other_model_or_version(
+    tmp_path: Path, names: dict[str, object]
+) -> None:
+    """A signed folder that was copied is not what was approved."""
+    card = write(tmp_path) / "card.json"
+    stated = json.loads(card.read_text())
+    card.write_text(json.dumps({**stated, "name": "m", "version": "1"}))
+    assert not Artifacts(tmp_path).look("m", "1").fault
+    card.write_text(json.dumps({**stated, "name": "m", "version": "1", **names}))
+    assert "its card.json is that of" in Artifacts(tmp_path).look("m", "1").fault
+
+
 @pytest.mark.parametrize("file", ["other.onnx", "../1/model.onnx", "/etc/hostname"])
 def test_a_card_may_name_only_its_own_files(tmp_path: Path, file: str) -> None:
     """A path that leads elsewhere is refused."""
