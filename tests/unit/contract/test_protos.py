@@ -261,5 +261,6 @@ def test_both_paths_have_the_same_service(
         "twinpath.audit.v1.Audit",
         "twinpath.features.v1.Features",
         "twinpath.inference.v1.Inference",
+        "twinpath.inference.v1.ModelControl",  # local alone: loading is no part of asking
         "twinpath.router.v1.Router",
     ]
