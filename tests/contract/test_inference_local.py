@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -42,5 +43,8 @@ class TestLocal(InferenceContract):
             start_service(settings, build) as service,
             client(service.address, keys.token("service:router")) as channel,
         ):
+            async with asyncio.timeout(30):  # on a busy machine the first ping may be late
+                while not await service.health.check():
+                    await asyncio.sleep(0.05)
             stub = inference_pb2_grpc.InferenceStub(channel)
             yield Subject(context_pb2.PATH_LOCAL, service.address, stub, keys, arrived)
