@@ -44,7 +44,7 @@ class TestLocal(InferenceContract):
             client(service.address, keys.token("service:router")) as channel,
         ):
             async with asyncio.timeout(30):  # on a busy machine the first ping may be late
-                while not await service.health.check():
+                while not await service.health.check():  # noqa: ASYNC110 - no event of its own
                     await asyncio.sleep(0.05)
             stub = inference_pb2_grpc.InferenceStub(channel)
             yield Subject(context_pb2.PATH_LOCAL, service.address, stub, keys, arrived)
