@@ -65,11 +65,6 @@ max_batch_size: 1
 input {{ name: "features" data_type: TYPE_FP32 dims: [ 13 ] }}
 output {{ name: "progression" data_type: TYPE_FP32 dims: [ 1 ] }}
 instance_group [ {{ count: 1 kind: KIND_CPU }} ]
-dynamic_batching {{
-  priority_levels: 3
-  default_priority_level: 2
-  default_queue_policy {{ timeout_action: REJECT allow_timeout_override: true }}
-}}
 """
 
 

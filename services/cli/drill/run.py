@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,6 +25,7 @@ FAULT_FROM, FAULT_TO = 1 / 6, 2 / 3
 _SETTLE_S = 1.0
 _CAPACITY_S = 4.0
 _CALLERS = 6
+_PAUSE_S = 0.1
 _PATHS = {context_pb2.PATH_LOCAL: "local", context_pb2.PATH_REMOTE: "remote"}
 
 
@@ -181,9 +181,11 @@ async def capacity(arena: Arena) -> float:
     async def caller(number: int) -> None:
         nonlocal answered
         while loop.time() < end:
-            with contextlib.suppress(grpc.RpcError):
+            try:
                 await arena.stage.router.Infer(mix.about(mix.SLOW, number), timeout=DEADLINE_S)
                 answered += 1
+            except grpc.RpcError:
+                await asyncio.sleep(_PAUSE_S)  # a refusal costs nothing; don't flood
 
     await asyncio.gather(*(caller(number) for number in range(_CALLERS)))
     await asyncio.sleep(_SETTLE_S)
