@@ -34,7 +34,9 @@ class TritonOptions:
         control: `none` loads the whole repository at start; `explicit` loads on request only.
         load: Models to load at start under `explicit`.
         traces_url: OTLP/HTTP address (`http://…/v1/traces`) for Triton's own spans; None: no spans.
-        trace_rate: One of so many requests is traced; a caller's sampled trace is always joined.
+        trace_rate: One of so many requests without a caller's trace is traced; a caller's sampled
+            trace is always joined. Tracing every request overflows Triton's span queue under
+            load, and Triton 2.51 dies of it (signal 11).
         trace_delay_ms: How long spans wait for company before they are sent.
         ready_timeout_s: Seconds until all models have to be loaded.
         extra: Further command line flags.
@@ -50,7 +52,7 @@ class TritonOptions:
     control: Literal["none", "explicit"] = "none"
     load: tuple[str, ...] = ()
     traces_url: str | None = None
-    trace_rate: int = 1
+    trace_rate: int = 1_000_000_000
     trace_delay_ms: int = 500
     ready_timeout_s: float = 120.0
     extra: tuple[str, ...] = field(default=())
