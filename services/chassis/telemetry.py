@@ -12,11 +12,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from opentelemetry import context, propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.instrumentation.grpc import filters
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -58,9 +58,13 @@ def tracing() -> bool:
 
 
 # Health checks and descriptions are polled; their spans would bury the ones that people look for.
-worth_a_span = filters.negate(
-    filters.any_of(filters.health_check(), filters.method_name("Describe"))
-)
+def worth_a_span(call: Any) -> bool:
+    """Tell whether a call gets a span; grpc names its method in three ways."""
+    method = getattr(call, "method", "") or getattr(call, "full_method", "")
+    if isinstance(method, bytes):
+        method = method.decode()
+    return not method.startswith("/grpc.health.") and not method.endswith("/Describe")
+
 
 _NO_SPAN: AbstractContextManager[trace.Span] = nullcontext(trace.INVALID_SPAN)
 

@@ -83,7 +83,7 @@ class FeaturesClient:
             self._read,
             clock,
             max_batch=128,
-            parallel=2,
+            parallel=1,
             name="hop features",
             observe=metrics.batched("features"),
         )
@@ -217,7 +217,7 @@ class InferenceClient:
             self._ask,
             clock,
             max_batch=64,
-            parallel=2,
+            parallel=1,
             name=f"hop {service}",
             observe=metrics.batched(service),
         )
