@@ -63,12 +63,20 @@ integration: env  ## real processes
 mutants: env  ## apply each invariant's sabotage patch and show that the tests turn red
 	@$(BIN)/python tests/mutants/run.py
 
-chaos: env  ## faults against invariants, at length (TWINPATH_SEEDS, see CONTRIBUTING)
-	@$(BIN)/python -m pytest tests/chaos
+drill: env  ## break each part of a running mesh under load; exits 0 only if every target was met
+	@$(BIN)/twinpath drill all
+
+chaos: env  ## faults against invariants, at length; each prints its counts
+	@TWINPATH_SEEDS=100000 $(BIN)/python -m tests.chaos.router_simulation
+	@$(BIN)/python -m tests.chaos.audit_crashes
+	@$(BIN)/python -m tests.chaos.audit_kills --kills 1000
 
 bench: env  ## what a decision costs, as ratios in one run; JSON in .twinpath/bench
 	@$(BIN)/python -m tests.load.mesh_bench
 	@$(BIN)/python -m tests.load.audit_bench
+	@$(BIN)/python -m tests.load.features_bench
+	@$(BIN)/python -m tests.load.remote_bench
+	@$(BIN)/python -m tests.load.bench_plan
 
 # ---- care ---------------------------------------------------------------------------------
 lint: env  ## ruff, import directions, protos
