@@ -44,7 +44,7 @@ demo: env  ## the whole story on real parts, in minutes; exits 0 only if every p
 up: env  ## start the mesh and keep it running
 	@$(BIN)/twinpath up
 
-jaeger: env  ## build the real Jaeger (needs Go, takes minutes); `make up` starts it where it is built
+jaeger: env  ## build the real Jaeger (needs Go, half an hour); `make up` starts it where it is built
 	@sh deploy/jaeger/build.sh
 
 # ---- tests --------------------------------------------------------------------------------
@@ -63,7 +63,7 @@ integration: env  ## real processes
 mutants: env  ## apply each invariant's sabotage patch and show that the tests turn red
 	@$(BIN)/python tests/mutants/run.py
 
-drill: env  ## break each part of a running mesh under load; exits 0 only if every target was met
+drill: env  ## break each part of a mesh of its own under load; exits 0 only if every target was met
 	@$(BIN)/twinpath drill all
 
 chaos: env  ## faults against invariants, at length; each prints its counts
@@ -81,7 +81,7 @@ bench: env  ## what a decision costs, as ratios in one run; JSON in .twinpath/be
 # ---- care ---------------------------------------------------------------------------------
 lint: env  ## ruff, import directions, protos
 	@$(BIN)/ruff check -q . && $(BIN)/ruff format -q --check .
-	@$(BIN)/lint-imports --config .importlinter >/tmp/.lint-imports.$$$$ 2>&1 || { cat /tmp/.lint-imports.$$$$; exit 1; }
+	@out=$$($(BIN)/lint-imports --config .importlinter 2>&1) || { echo "$$out"; exit 1; }
 	@$(BIN)/python protos/generate.py --lint
 
 format: env  ## ruff format and its safe fixes
@@ -98,4 +98,4 @@ locks: env  ## resolve the locks anew
 	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url $(LOCKS)/triton.in -o $(LOCKS)/triton.txt
 
 clean:  ## remove what can be made again
-	rm -rf $(VENV) $(TRITON) .twinpath feature_repo/data dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TRITON) .twinpath feature_repo/data dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

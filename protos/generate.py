@@ -85,7 +85,9 @@ def lint() -> int:
         command = [str(BUF), "lint", str(image), "--config", config]
         code = subprocess.run(command, env=environment, check=False).returncode
         tag = _git("describe", "--tags", "--abbrev=0")
-        if tag:
+        if not tag:
+            print("buf breaking: there is no tag yet to compare with")
+        else:
             before = Path(scratch) / "before"
             before.mkdir()
             archive = subprocess.run(

@@ -285,4 +285,5 @@ async def test_the_trace_of_an_item_reaches_triton(server: Triton, keys: MeshKey
         results = await ask(stub, *items)
     assert [r.status.code for r in results] == [0, 0]
     seen = [tensors.decode_bytes(r.outputs[0].raw)[0].decode() for r in results]
-    assert seen == parents
+    # Where this process records spans, a span of local's own stands between; the trace is the same.
+    assert [s.split("-")[1] for s in seen] == [p.split("-")[1] for p in parents]

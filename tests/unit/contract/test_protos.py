@@ -92,8 +92,8 @@ def test_buf_accepts_the_protos() -> None:
 @pytest.mark.parametrize(
     ("before", "after", "rule"),
     [
-        ("  // The entries.\n  repeated Value values", "  repeated Value values", "COMMENT_FIELD"),
-        ("bool bool_value", "bool boolValue", "FIELD_LOWER_SNAKE_CASE"),
+        ("  // The entries.\n  repeated Value values", "  repeated Value values", "comment"),
+        ("bool bool_value", "bool boolValue", "lower_snake_case"),
     ],
 )
 def test_buf_can_fail(tmp_path: Path, before: str, after: str, rule: str) -> None:
@@ -105,7 +105,8 @@ def test_buf_can_fail(tmp_path: Path, before: str, after: str, rule: str) -> Non
     proto.write_text(text.replace(before, after, 1))
     done = run(script, "--lint")
     assert done.returncode != 0
-    assert "value.proto" in done.stdout + done.stderr, rule
+    assert "value.proto" in done.stdout + done.stderr
+    assert rule in done.stdout + done.stderr
 
 
 def paths(file: descriptor_pb2.FileDescriptorProto) -> Iterator[tuple[tuple[int, ...], str]]:
