@@ -227,12 +227,10 @@ class Journal:
         try:
             return self._read_from(segment, index)
         except CorruptLogError:
-            # Unless it was written anew between the look at its offsets and the reading.
+            # Unless it was written anew between the look at its offsets and the reading: once
+            # more, while nobody can replace it.
             with self._blanking:
-                now = self._segment_of(index)
-            if now is segment:
-                raise
-            return self._read_from(now, index)
+                return self._read_from(self._segment_of(index), index)
 
     def roll(self) -> None:
         """Let the next batch begin a new segment, so that the present one is sealed."""

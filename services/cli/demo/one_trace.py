@@ -40,7 +40,13 @@ async def one_trace(stage: Stage, evidence: Evidence) -> None:
         evidence.check(bool(reply.trace_id), f"the decision has trace {reply.trace_id}")
         return
 
+    asked = 0
+
     async def complete() -> bool:
+        nonlocal asked
+        asked += 1
+        if asked % 10 == 0:  # Triton keeps the spans of its last request until the next one comes
+            await stage.infer(DIABETES, only_path=context_pb2.PATH_LOCAL)
         spans = collector.spans.trace(reply.trace_id)
         return set(services(spans)) >= _EXPECTED and _hang_together(spans)
 
