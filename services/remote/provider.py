@@ -9,14 +9,24 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import NoReturn, Protocol, TypeAlias
 
+from services.chassis.errors import UnimplementedError
 from services.remote.catalog import Model
 from services.remote.failures import Failure
 from services.remote.wire import Body, Event, Parsed, Reply
 from twinpath.inference.v1 import inference_pb2, tensor_pb2
 
 Tensors: TypeAlias = Sequence[tensor_pb2.Tensor]
+
+
+def no_stream(ask: Ask) -> NoReturn:
+    """Say that a vendor has no streams. `streams` says so before; this is what a mistake meets.
+
+    Raises:
+        UnimplementedError: always.
+    """
+    raise UnimplementedError("STREAMING_UNSUPPORTED", f"{ask.model.name} does not stream")
 
 
 @dataclass(frozen=True, slots=True)

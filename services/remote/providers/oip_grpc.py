@@ -23,7 +23,7 @@ from services.remote import failures
 from services.remote.catalog import Model, Options, Provider
 from services.remote.http_vendor import usable_s
 from services.remote.prices import day_of, price_on
-from services.remote.provider import Answer, Ask, Tensors
+from services.remote.provider import Answer, Ask, Tensors, no_stream
 from services.remote.tensor_fit import violations
 from services.remote.tokens import TokenSource
 from services.remote.wire import AnswerError, Usage
@@ -146,7 +146,7 @@ class OipGrpc:
     ) -> AsyncGenerator[Tensors | Answer, None]:
         """Never called: see `streams`."""
         del metering
-        raise NotImplementedError(f"{ask.model.name} does not stream")
+        no_stream(ask)
         yield ()  # makes this a generator
 
     async def probe(self, time_left_s: float) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NoReturn
+from typing import Literal
 from urllib.parse import quote
 
 from services.remote.catalog import Model, Options, Provider
 from services.remote.oip_body import HEADER_LENGTH, RENDERERS, parse
-from services.remote.provider import Ask, Decoder
+from services.remote.provider import Ask, Decoder, no_stream
 from services.remote.wire import Body, Parsed, Reply
 
 
@@ -64,12 +64,8 @@ class Dialect:
 
     def decoder(self, ask: Ask) -> Decoder:
         """Never called: see `streams`."""
-        _no_stream(ask)
+        no_stream(ask)
 
 
 def _header(headers: Mapping[str, str], name: str) -> str | None:
     return next((value for key, value in headers.items() if key.lower() == name.lower()), None)
-
-
-def _no_stream(ask: Ask) -> NoReturn:
-    raise NotImplementedError(f"{ask.model.name} does not stream")

@@ -11,7 +11,7 @@ from pydantic import Field
 from services.remote import failures
 from services.remote.catalog import Model, Options, Provider
 from services.remote.oip_body import json_data
-from services.remote.provider import Ask
+from services.remote.provider import Ask, no_stream
 from services.remote.providers.openai_chat import special, usage_of
 from services.remote.wire import JSON_TYPE, AnswerError, Body, Parsed, Reply, dig, dump, json_answer
 from services.remote.yaml_lines import Mistake
@@ -102,4 +102,4 @@ class Dialect:
 
     def decoder(self, ask: Ask) -> NoReturn:
         """Never called: see `streams`."""
-        raise NotImplementedError(f"{ask.model.name} does not stream")
+        no_stream(ask)

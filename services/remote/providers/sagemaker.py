@@ -19,7 +19,7 @@ from yarl import URL
 from services.remote import failures
 from services.remote.catalog import Model, Options, Provider
 from services.remote.oip_body import json_data, raw_of_json
-from services.remote.provider import Ask
+from services.remote.provider import Ask, no_stream
 from services.remote.wire import (
     JSON_TYPE,
     AnswerError,
@@ -123,7 +123,7 @@ class Dialect:
 
     def decoder(self, ask: Ask) -> NoReturn:
         """Never called: see `streams`."""
-        raise NotImplementedError(f"{ask.model.name} does not stream")
+        no_stream(ask)
 
     def sign(
         self, body: Body, url: URL, headers: Mapping[str, str], secret: str

@@ -22,7 +22,7 @@ from services.chassis.errors import InvalidArgumentError
 from services.remote import failures
 from services.remote.catalog import Model, Options, Provider, TensorEntry
 from services.remote.oip_body import json_data, raw_of_json
-from services.remote.provider import Ask
+from services.remote.provider import Ask, no_stream
 from services.remote.wire import (
     JSON_TYPE,
     AnswerError,
@@ -162,7 +162,7 @@ class Dialect:
 
     def decoder(self, ask: Ask) -> NoReturn:
         """Never called: see `streams`."""
-        raise NotImplementedError(f"{ask.model.name} does not stream")
+        no_stream(ask)
 
     def _renderer(self, model: Model, options: ModelOptions) -> str:
         """Return the renderer's version: this code's and the template's own."""
