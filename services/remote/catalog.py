@@ -12,7 +12,6 @@ from pydantic import Field, field_validator, model_validator
 
 from services.remote.catalog_access import (
     Auth,
-    DetectorName,
     Entry,
     Limits,
     Token,
@@ -22,6 +21,7 @@ from services.remote.prices import Price
 from services.remote.yaml_lines import CatalogError, Mistake, read
 from twinpath.common.v1 import context_pb2
 from twinpath.inference import tensors
+from twinpath.inference.detectors import DetectorName
 from twinpath.inference.v1 import inference_pb2, tensor_pb2
 
 Name = Annotated[str, Field(min_length=1, max_length=128)]

@@ -6,7 +6,7 @@ import datetime as dt
 import ipaddress
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -119,9 +119,6 @@ class Limits(Share):
     """For one model, over all replicas; and of that, for one caller."""
 
     per_caller: Share = Share()
-
-
-DetectorName = Literal["card", "iban", "email", "phone", "national_id", "secret"]
 
 
 def checked_url(value: str, *, plain_http: bool = False) -> str:

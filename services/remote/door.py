@@ -14,7 +14,7 @@ from services.chassis.errors import (
     PermissionDeniedError,
     ServiceError,
 )
-from services.remote import detectors, meters
+from services.remote import meters
 from services.remote.catalog import Model, Provider
 from services.remote.grants import GrantVerifier, UsedGrants, check_fit
 from services.remote.limits import Bucket, Limits
@@ -22,7 +22,7 @@ from services.remote.prices import guess_tokens
 from services.remote.provider import Ask
 from services.remote.tensor_fit import check_inputs
 from services.remote.vendors import Vendor, Vendors
-from twinpath.inference import digest, tensors
+from twinpath.inference import detectors, digest, tensors
 from twinpath.inference.v1 import inference_pb2, tensor_pb2
 
 _INTEGERS = (tensor_pb2.DATATYPE_INT64, tensor_pb2.DATATYPE_UINT64)

@@ -25,12 +25,12 @@ from services.chassis.clock import SystemClock
 from services.chassis.identity import read_public_keys
 from services.cli.embedded.process import ManagedProcess, ProcessSpec
 from services.cli.embedded.valkey import Valkey
-from services.remote import detectors, oip_body
+from services.remote import oip_body
 from services.remote.catalog import Model
 from services.remote.grants import GrantVerifier
 from tests.support import ROOT, MeshKeys, client, free_port, mesh_keys
 from tests.unit.remote.support import VENDOR_TOKEN, make_item, write_catalog
-from twinpath.inference import digest
+from twinpath.inference import detectors, digest
 from twinpath.inference.v1 import inference_pb2, inference_pb2_grpc
 
 _ECHO = "/bench.Echo/Say"

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.chassis.errors import PermissionDeniedError, from_status
-from services.remote import detectors
 from tests.unit.remote.support import Remote, make_item, start_remote
-from twinpath.inference import tensors
+from twinpath.inference import detectors, tensors
 from twinpath.inference.v1 import tensor_pb2
 
 FOUND = [
@@ -18,6 +17,8 @@ FOUND = [
     ("card", "5500-0000-0000-0004"),
     ("card", "378282246310005"),
     ("card", "2223003122003222"),
+    ("card", "order 5 4111 1111 1111 1111 shipped"),
+    ("card", "378282246310005 1 piece"),
     ("iban", "pay to DE89 3704 0044 0532 0130 00 today"),
     ("iban", "GB29NWBK60161331926819"),
     ("iban", "to MT84MALT011000012345MTLCAST001S now"),
@@ -50,6 +51,7 @@ NOT_FOUND = [
     "values 0.12345678901234567 and 1e-07 and 152.13348416",
     "the secret of the password is to have none",
     "version 1.2.3-4567 build 20261123",
+    "password: [EMAIL_1]",  # a token of the router's redaction
 ]
 
 
@@ -63,6 +65,24 @@ def test_what_should_not_leave_is_found(name: str, text: str) -> None:
 def test_what_only_looks_like_it_is_not(text: str) -> None:
     """A refusal costs an answer: dates, measurements and ids pass."""
     assert list(detectors.find(text)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "held"),
+    [
+        ("card", "my card is 4111 1111 1111 1111 12/29", "4111 1111 1111 1111"),
+        ("iban", "pay DE89 3704 0044 0532 0130 00 TODAY", "DE89 3704 0044 0532 0130 00"),
+        ("email", "<Jane.Doe@mail.example.co.uk>.", "Jane.Doe@mail.example.co.uk"),
+        ("phone", "call +49 (0)30 901820.", "+49 (0)30 901820"),
+        ("secret", "x -----BEGIN PRIVATE KEY-----\nabc\n-----END PRIVATE KEY----- y",
+         "-----BEGIN PRIVATE KEY-----\nabc\n-----END PRIVATE KEY-----"),
+        ("secret", "-----BEGIN PRIVATE KEY-----\nabc", "-----BEGIN PRIVATE KEY-----\nabc"),
+    ],
+)  # fmt: skip
+def test_the_place_is_the_whole_value_and_no_more(name, text: str, held: str) -> None:
+    """Who cuts out what was found leaves nothing of it, and takes nothing else."""
+    ((start, end),) = detectors.spans(name, text)
+    assert text[start:end] == held
 
 
 def test_an_allowed_detector_does_not_refuse() -> None:

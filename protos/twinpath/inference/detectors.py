@@ -1,0 +1,211 @@
+"""Personal data and secrets in texts: found by patterns, and by checksums where there are.
+
+One code for both sides of the door: the router redacts by it what a task names, the remote service
+refuses by it what should have been redacted. Pure. Every detector is cheap on text without it;
+those with a checksum take a digit string by chance less than once in ten, and only where it also
+has the form.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+DetectorName = Literal["card", "iban", "email", "phone", "national_id", "secret"]
+Span = tuple[int, int]
+
+# No pattern reaches further than this over blanks; without blanks a match may be of any length.
+REACH = 96
+
+_EMAIL = re.compile(
+    r"[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![A-Za-z])"
+)
+# 13, 15 or 16 digits, perhaps in groups, of the networks' own ranges: ids of 17 digits and more
+# would fit one of them by chance too often.
+_CARD = re.compile(r"(?<![\d.])[2-6](?:[ -]?\d){12,15}(?!\d)")
+_NETWORK = re.compile(
+    r"4\d{12}(?:\d{3})?|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}"
+    r"|3[47]\d{13}|35(?:2[89]|[3-8]\d)\d{12}|6(?:011|5\d\d|4[4-9]\d|2\d\d)\d{12}"
+)
+_IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}\b")
+# International with +, or with 00; or national in groups with a bracketed area code.
+_PHONE = re.compile(
+    r"(?<![\w+])(?:\+|00)[1-9](?:[ ().\-/]{0,2}\d){7,14}(?!\d)"
+    r"|(?<!\w)\(\d{3}\) ?\d{3}[ .-]\d{4}(?!\d)|(?<![\d.-])\d{3}-\d{3}-\d{4}(?![\d-])"
+)
+_SSN = re.compile(r"(?<![\d-])(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\d-])")
+_NINO = re.compile(
+    r"\b(?!BG|GB|KN|NK|NT|TN|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?\d{2} ?\d{2} ?\d{2} ?[A-D]\b"
+)
+_DNI = re.compile(r"\b(?P<start>[XYZ]|\d)(?P<rest>\d{7})-?(?P<letter>[A-Z])\b")
+_HETU = re.compile(r"\b(?P<date>\d{6})[-+ABCDEFYXWVU](?P<number>\d{3})(?P<check>[0-9A-Y])\b")
+_NIR = re.compile(
+    r"(?<!\d)(?P<body>[12] ?\d{2} ?(?:0[1-9]|1[0-2]) ?\d[\dAB] ?\d{3} ?\d{3}) ?(?P<key>\d{2})(?!\d)"
+)
+# A private key reaches to its end, so that who cuts it out cuts all of it.
+_SECRETS = re.compile(
+    r"-----BEGIN (?:[A-Z]{1,16} ){0,3}PRIVATE KEY-----"
+    r"(?:[\s\S]*?-----END (?:[A-Z]{1,16} ){0,3}PRIVATE KEY-----|[\s\S]*\Z)"
+    r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"
+    r"|\bgh[pousr]_[A-Za-z0-9]{36,}\b|\bgithub_pat_[A-Za-z0-9_]{40,}\b"
+    r"|\bsk-(?:[a-z]+-)*[A-Za-z0-9_-]{20,}\b"
+    r"|\bxox[abprs]-[A-Za-z0-9-]{10,}\b"
+    r"|\bAIza[A-Za-z0-9_-]{35}\b"
+    r"|\beyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"
+)
+# A token that stands for something redacted (`password: [EMAIL_1]`) is no password.
+_ASSIGNED = re.compile(
+    r"\b(?:password|passwd|api[_-]?key|secret|token)\b[\"']?\s{0,8}[:=]\s{0,8}[\"']?"
+    r"(?!\[[A-Z][A-Z0-9_]*_[a-z0-9]+\])[^\s\"',;]{8,}",
+    re.IGNORECASE,
+)
+# Most texts hold none of these, and to see that is much cheaper than to search by pattern.
+_MARKS = ("PRIVATE KEY", "AKIA", "ASIA", "gh", "sk-", "xox", "AIza", "eyJ")
+_DIGIT = re.compile(r"\d")
+_NIE_DIGITS = {"X": "0", "Y": "1", "Z": "2"}
+_DNI_LETTERS = "TRWAGMYFPDXBNJZSQVHLCKE"
+_HETU_LETTERS = "0123456789ABCDEFHJKLMNPRSTUVWXY"
+_IBAN_LENGTHS = {"NO": 15, "BE": 16, "DK": 18, "FI": 18, "NL": 18, "AT": 20, "CH": 21, "DE": 22,
+                 "GB": 22, "IE": 22, "ES": 24, "SE": 24, "PT": 25, "FR": 27, "IT": 27,
+                 "PL": 28}  # fmt: skip
+_SHORTEST_IBAN = 15
+_SHORTEST_CARD = 13
+
+
+def luhn(digits: str) -> bool:
+    """Whether digits pass the checksum of cards (ISO/IEC 7812-1)."""
+    total = 0
+    for position, digit in enumerate(reversed(digits)):
+        value = int(digit) * (2 if position % 2 else 1)
+        total += value - 9 if value > 9 else value
+    return total % 10 == 0
+
+
+def mod97(iban: str) -> bool:
+    """Whether an IBAN without spaces passes its checksum (ISO 13616)."""
+    return int("".join(str(int(char, 36)) for char in iban[4:] + iban[:4])) % 97 == 1
+
+
+def _matches(
+    pattern: re.Pattern[str], text: str, at: int, end_of: Callable[[re.Match[str]], int]
+) -> Iterator[Span]:
+    """Yield what fits a pattern and its checksum; `end_of` says where it ends, -1: it is none.
+
+    After a form without its checksum the search goes on one character later, since what is meant
+    may begin within it.
+    """
+    while (found := pattern.search(text, at)) is not None:
+        end = end_of(found)
+        if end > found.start():
+            yield found.start(), end
+            at = end
+        else:
+            at = found.start() + 1
+
+
+def _plain(pattern: re.Pattern[str], text: str, at: int) -> Iterator[Span]:
+    for found in pattern.finditer(text, at):
+        yield found.span()
+
+
+def _end_of_card(found: re.Match[str]) -> int:
+    """The longest number that is a card's: the form may run on into the next group of digits."""
+    places = [place for place, char in enumerate(found[0]) if char.isdigit()]
+    digits = "".join(found[0][place] for place in places)
+    for size in range(len(digits), _SHORTEST_CARD - 1, -1):
+        if size < len(digits) and places[size] == places[size - 1] + 1:
+            continue  # a number does not end between two digits
+        if _NETWORK.fullmatch(digits[:size]) and luhn(digits[:size]):
+            return found.start() + places[size - 1] + 1
+    return -1
+
+
+def _end_of_iban(found: re.Match[str]) -> int:
+    """The form may run on into the next word: the country's own length decides."""
+    places = [place for place, char in enumerate(found[0]) if char != " "]
+    compact = found[0].replace(" ", "")
+    length = _IBAN_LENGTHS.get(compact[:2])
+    sizes = (length,) if length else range(len(compact), _SHORTEST_IBAN - 1, -1)
+    for size in sizes:
+        if size <= len(compact) and mod97(compact[:size]):
+            return found.start() + places[size - 1] + 1
+    return -1
+
+
+def _end_of_dni(found: re.Match[str]) -> int:
+    number = int(_NIE_DIGITS.get(found["start"], found["start"]) + found["rest"])
+    return found.end() if _DNI_LETTERS[number % 23] == found["letter"] else -1
+
+
+def _end_of_hetu(found: re.Match[str]) -> int:
+    number = int(found["date"] + found["number"])
+    return found.end() if _HETU_LETTERS[number % 31] == found["check"] else -1
+
+
+def _end_of_nir(found: re.Match[str]) -> int:
+    body = found["body"].replace(" ", "").replace("2A", "19").replace("2B", "18")
+    return found.end() if body.isdigit() and 97 - int(body) % 97 == int(found["key"]) else -1
+
+
+def _card(text: str, at: int) -> Iterator[Span]:
+    return _matches(_CARD, text, at, _end_of_card)
+
+
+def _iban(text: str, at: int) -> Iterator[Span]:
+    return _matches(_IBAN, text, at, _end_of_iban)
+
+
+def _email(text: str, at: int) -> Iterator[Span]:
+    return _plain(_EMAIL, text, at) if "@" in text else iter(())
+
+
+def _phone(text: str, at: int) -> Iterator[Span]:
+    return _plain(_PHONE, text, at)
+
+
+def _national_id(text: str, at: int) -> Iterator[Span]:
+    yield from _plain(_SSN, text, at)
+    yield from _plain(_NINO, text, at)
+    yield from _matches(_DNI, text, at, _end_of_dni)
+    yield from _matches(_HETU, text, at, _end_of_hetu)
+    yield from _matches(_NIR, text, at, _end_of_nir)
+
+
+def _secret(text: str, at: int) -> Iterator[Span]:
+    if any(mark in text for mark in _MARKS):
+        yield from _plain(_SECRETS, text, at)
+    if ":" in text or "=" in text:
+        yield from _plain(_ASSIGNED, text, at)
+
+
+_DETECTORS: dict[DetectorName, Callable[[str, int], Iterator[Span]]] = {
+    "card": _card,
+    "iban": _iban,
+    "email": _email,
+    "phone": _phone,
+    "national_id": _national_id,
+    "secret": _secret,
+}
+_OF_DIGITS = frozenset({"card", "iban", "phone", "national_id"})
+NAMES: tuple[DetectorName, ...] = tuple(_DETECTORS)
+
+
+def find(text: str, allow: frozenset[DetectorName] = frozenset()) -> Iterator[DetectorName]:
+    """Yield the names of what a text holds; never the text found."""
+    digits = _DIGIT.search(text) is not None
+    for name, detect in _DETECTORS.items():
+        if name in allow or (name in _OF_DIGITS and not digits):
+            continue
+        if next(detect(text, 0), None) is not None:
+            yield name
+
+
+def spans(name: DetectorName, text: str, at: int = 0) -> Iterator[Span]:
+    """Yield where one detector's finds begin and end, from `at` on; they may overlap.
+
+    What stands before `at` counts as context: a digit there still makes the next one no beginning.
+    """
+    if name in _OF_DIGITS and _DIGIT.search(text, at) is None:
+        return iter(())
+    return _DETECTORS[name](text, at)
