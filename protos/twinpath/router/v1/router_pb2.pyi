@@ -68,7 +68,7 @@ class InferRequest(_message.Message):
     def __init__(self, task: _Optional[str] = ..., entity: _Optional[_Mapping[str, _value_pb2.Value]] = ..., fields: _Optional[_Mapping[str, _value_pb2.Value]] = ..., idempotency_key: _Optional[str] = ..., purpose: _Optional[str] = ..., data_class: _Optional[_Union[_context_pb2.DataClass, str]] = ..., priority: _Optional[_Union[_context_pb2.Priority, str]] = ..., only_path: _Optional[_Union[_context_pb2.Path, str]] = ..., residency: _Optional[str] = ..., consents: _Optional[_Iterable[str]] = ..., include_plan: _Optional[bool] = ...) -> None: ...
 
 class InferResponse(_message.Message):
-    __slots__ = ("decision_id", "trace_id", "outputs", "answered_by", "input_digest", "latency_us", "cost", "attempts", "feature_handling", "lineage", "plan", "repeated", "fallback", "cached", "catalog_stale", "finish_reason", "leaf_index")
+    __slots__ = ("decision_id", "trace_id", "outputs", "answered_by", "input_digest", "latency_us", "cost", "attempts", "feature_handling", "lineage", "plan", "repeated", "fallback", "cached", "catalog_stale", "finish_reason", "leaf_index", "filters_applied")
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     TRACE_ID_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +86,7 @@ class InferResponse(_message.Message):
     CATALOG_STALE_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     LEAF_INDEX_FIELD_NUMBER: _ClassVar[int]
+    FILTERS_APPLIED_FIELD_NUMBER: _ClassVar[int]
     decision_id: str
     trace_id: str
     outputs: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Tensor]
@@ -103,7 +104,8 @@ class InferResponse(_message.Message):
     catalog_stale: bool
     finish_reason: _inference_pb2.FinishReason
     leaf_index: int
-    def __init__(self, decision_id: _Optional[str] = ..., trace_id: _Optional[str] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., answered_by: _Optional[_Union[_decision_pb2.CandidateRef, _Mapping]] = ..., input_digest: _Optional[bytes] = ..., latency_us: _Optional[int] = ..., cost: _Optional[_Union[_decision_pb2.Cost, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[_decision_pb2.Attempt, _Mapping]]] = ..., feature_handling: _Optional[_Iterable[_Union[_decision_pb2.FeatureHandling, _Mapping]]] = ..., lineage: _Optional[_Union[_decision_pb2.Lineage, _Mapping]] = ..., plan: _Optional[_Union[_decision_pb2.Plan, _Mapping]] = ..., repeated: _Optional[bool] = ..., fallback: _Optional[bool] = ..., cached: _Optional[bool] = ..., catalog_stale: _Optional[bool] = ..., finish_reason: _Optional[_Union[_inference_pb2.FinishReason, str]] = ..., leaf_index: _Optional[int] = ...) -> None: ...
+    filters_applied: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, decision_id: _Optional[str] = ..., trace_id: _Optional[str] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., answered_by: _Optional[_Union[_decision_pb2.CandidateRef, _Mapping]] = ..., input_digest: _Optional[bytes] = ..., latency_us: _Optional[int] = ..., cost: _Optional[_Union[_decision_pb2.Cost, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[_decision_pb2.Attempt, _Mapping]]] = ..., feature_handling: _Optional[_Iterable[_Union[_decision_pb2.FeatureHandling, _Mapping]]] = ..., lineage: _Optional[_Union[_decision_pb2.Lineage, _Mapping]] = ..., plan: _Optional[_Union[_decision_pb2.Plan, _Mapping]] = ..., repeated: _Optional[bool] = ..., fallback: _Optional[bool] = ..., cached: _Optional[bool] = ..., catalog_stale: _Optional[bool] = ..., finish_reason: _Optional[_Union[_inference_pb2.FinishReason, str]] = ..., leaf_index: _Optional[int] = ..., filters_applied: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class InferStreamRequest(_message.Message):
     __slots__ = ("request",)
@@ -156,16 +158,18 @@ class ExplainRequest(_message.Message):
     def __init__(self, request: _Optional[_Union[InferRequest, _Mapping]] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("plan", "input_digest", "feature_handling", "lineage")
+    __slots__ = ("plan", "input_digest", "feature_handling", "lineage", "filters_applied")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     INPUT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     FEATURE_HANDLING_FIELD_NUMBER: _ClassVar[int]
     LINEAGE_FIELD_NUMBER: _ClassVar[int]
+    FILTERS_APPLIED_FIELD_NUMBER: _ClassVar[int]
     plan: _decision_pb2.Plan
     input_digest: bytes
     feature_handling: _containers.RepeatedCompositeFieldContainer[_decision_pb2.FeatureHandling]
     lineage: _decision_pb2.Lineage
-    def __init__(self, plan: _Optional[_Union[_decision_pb2.Plan, _Mapping]] = ..., input_digest: _Optional[bytes] = ..., feature_handling: _Optional[_Iterable[_Union[_decision_pb2.FeatureHandling, _Mapping]]] = ..., lineage: _Optional[_Union[_decision_pb2.Lineage, _Mapping]] = ...) -> None: ...
+    filters_applied: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, plan: _Optional[_Union[_decision_pb2.Plan, _Mapping]] = ..., input_digest: _Optional[bytes] = ..., feature_handling: _Optional[_Iterable[_Union[_decision_pb2.FeatureHandling, _Mapping]]] = ..., lineage: _Optional[_Union[_decision_pb2.Lineage, _Mapping]] = ..., filters_applied: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ("task",)
