@@ -2,12 +2,16 @@
 
 Each channel proves who we are, passes the caller's deadline on (Python's gRPC does not), limits
 message sizes, keeps the connection alive, and leaves retries to the router alone.
+
+It does so around gRPC's calls, not by gRPC's interceptors: those make a task and three objects
+for each call, more than all that is done here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from types import TracebackType
+from typing import Any, Self
 
 import grpc
 import grpc.aio
@@ -18,6 +22,8 @@ from services.chassis import telemetry
 from services.chassis.identity import TokenFile
 from services.chassis.settings import ServiceSettings
 
+Headers = tuple[tuple[str, str], ...]
+
 
 def message_options(max_message_bytes: int) -> list[tuple[str, int]]:
     """Return the options that bound messages, for channels and servers."""
@@ -27,90 +33,249 @@ def message_options(max_message_bytes: int) -> list[tuple[str, int]]:
     ]
 
 
-def _with_deadline(
-    details: grpc.aio.ClientCallDetails, default_s: float, token: Callable[[], str] | None
-) -> grpc.aio.ClientCallDetails:
-    call = calls.current()
-    timeout = details.timeout
-    if call is not None:
+class Channel(grpc.aio.Channel):
+    """What a generated stub needs of a channel: the raw one, with our frame around each call.
+
+    Args:
+        raw: The channel; closed with this one.
+        default_deadline_s: For calls outside of any call that come without a deadline.
+        token: Gives our identity token, if we have one.
+    """
+
+    def __init__(
+        self, raw: grpc.aio.Channel, default_deadline_s: float, token: Callable[[], str] | None
+    ) -> None:
+        self._raw = raw
+        self._frame = _Frame(default_deadline_s, token)
+
+    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Return what makes unary calls of a method."""
+        return _Unary(method, self._raw.unary_unary(method, *args, **kwargs), self._frame)
+
+    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Return what makes calls of a method with a streamed answer."""
+        return _Stream(method, self._raw.unary_stream(method, *args, **kwargs), self._frame)
+
+    def stream_unary(self, method: str, *_: Any, **__: Any) -> Any:
+        """Return something for the stub to hold: no service of the mesh streams requests."""
+        return _unsupported(method)
+
+    def stream_stream(self, method: str, *_: Any, **__: Any) -> Any:
+        """Return something for the stub to hold: no service of the mesh streams requests."""
+        return _unsupported(method)
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        """Return the connection's state."""
+        return self._raw.get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last: grpc.ChannelConnectivity) -> None:
+        """Return once the state is another one."""
+        await self._raw.wait_for_state_change(last)
+
+    async def channel_ready(self) -> None:
+        """Return once there is a connection."""
+        await self._raw.channel_ready()
+
+    async def close(self, grace: float | None = None) -> None:
+        """Close the channel; calls in flight have `grace` seconds."""
+        await self._raw.close(grace)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+def _unsupported(method: str) -> Callable[..., Any]:
+    def call(*_: Any, **__: Any) -> Any:
+        raise NotImplementedError(f"{method} streams requests")
+
+    return call
+
+
+class _Frame:
+    """Deadline, identity and trace for one call."""
+
+    def __init__(self, default_s: float, token: Callable[[], str] | None) -> None:
+        self._default_s = default_s
+        self._token = token
+
+    def timeout(self, asked_s: float | None) -> float:
+        """Return the seconds that a call may take: its own, or what its caller has left."""
+        call = calls.current()
+        if call is None:
+            return self._default_s if asked_s is None else asked_s
         left = call.time_left()
-        if left <= 0:
-            # Not left to gRPC: a call sent with no time left may still be answered.
-            raise grpc.aio.AioRpcError(
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-                grpc.aio.Metadata(),
-                grpc.aio.Metadata(),
-                details="the caller's time is up; no call was made",
-            )
-        timeout = left if timeout is None else min(timeout, left)
-    elif timeout is None:
-        timeout = default_s
-    metadata = grpc.aio.Metadata(*(details.metadata or ()))
-    if metadata.get("traceparent") is None:
-        # This process doesn't trace: hand the caller's context on as it came.
-        item = telemetry.inject()
-        if item is not None:
-            metadata.add("traceparent", item.traceparent)
-            if item.tracestate:
-                metadata.add("tracestate", item.tracestate)
-    if token is not None and metadata.get("authorization") is None:
-        metadata.add("authorization", f"Bearer {token()}")
-    return grpc.aio.ClientCallDetails(
-        method=details.method,
-        timeout=timeout,
-        metadata=metadata,
-        credentials=details.credentials,
-        wait_for_ready=details.wait_for_ready,
+        return left if asked_s is None else min(asked_s, left)
+
+    def headers(self, given: Any, *, traced: bool) -> Headers:
+        """Return a call's metadata: what was given, who we are, and whose trace it belongs to.
+
+        `traced`: the trace is left to the instrumentation's span.
+        """
+        out: list[tuple[str, str]] = list(given or ())
+        if not traced and not any(key == "traceparent" for key, _ in out):
+            out.extend(telemetry.trace_headers())
+        if self._token is not None and not any(key == "authorization" for key, _ in out):
+            out.append(("authorization", f"Bearer {self._token()}"))
+        return tuple(out)
+
+
+class _TooLate:
+    """A call that is not made: sent with no time left, it might still be answered."""
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        raise _no_time_left()
+        yield
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        raise _no_time_left()
+
+    def cancel(self) -> None:
+        """Nothing to give up."""
+
+
+def _no_time_left() -> grpc.aio.AioRpcError:
+    return grpc.aio.AioRpcError(
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.aio.Metadata(),
+        grpc.aio.Metadata(),
+        details="the caller's time is up; no call was made",
     )
 
 
-class _UnaryFrame(grpc.aio.UnaryUnaryClientInterceptor):
-    """Adds deadline and identity to unary calls."""
+class _Unary:
+    """Makes unary calls of one method."""
 
-    def __init__(self, default_s: float, token: Callable[[], str] | None) -> None:
-        self._default_s = default_s
-        self._token = token
+    def __init__(self, method: str, send: Any, frame: _Frame) -> None:
+        self._method = method
+        self._send = send
+        self._frame = frame
 
-    async def intercept_unary_unary(
-        self, continuation: Any, client_call_details: grpc.aio.ClientCallDetails, request: Any
+    def __call__(
+        self,
+        request: Any,
+        *,
+        timeout: float | None = None,
+        metadata: Any = None,
+        wait_for_ready: bool | None = None,
     ) -> Any:
-        details = _with_deadline(client_call_details, self._default_s, self._token)
-        return await continuation(details, request)
+        """Begin a call; await what is returned."""
+        traced = _is_traced(self._method)
+        headers = self._frame.headers(metadata, traced=traced)
+        timeout = self._frame.timeout(timeout)
+        if timeout <= 0:
+            return _TooLate()
+        if not traced:
+            return self._send(
+                request, timeout=timeout, metadata=headers, wait_for_ready=wait_for_ready
+            )
+        details = _details(self._method, timeout, headers, wait_for_ready)
+        return _spanned(self._send, details, request)
 
 
-class _StreamFrame(grpc.aio.UnaryStreamClientInterceptor):
-    """Adds deadline and identity to calls with streamed answers."""
+async def _spanned(send: Any, details: grpc.aio.ClientCallDetails, request: Any) -> Any:
+    async def begin(details: grpc.aio.ClientCallDetails, request: Any) -> Any:
+        return send(request, **_arguments(details))
 
-    def __init__(self, default_s: float, token: Callable[[], str] | None) -> None:
-        self._default_s = default_s
-        self._token = token
+    unary = aio_client_interceptors()[0]
+    return await (await unary.intercept_unary_unary(begin, details, request))
 
-    async def intercept_unary_stream(
-        self, continuation: Any, client_call_details: grpc.aio.ClientCallDetails, request: Any
+
+class _Stream:
+    """Makes calls of one method with a streamed answer."""
+
+    def __init__(self, method: str, send: Any, frame: _Frame) -> None:
+        self._method = method
+        self._send = send
+        self._frame = frame
+
+    def __call__(
+        self,
+        request: Any,
+        *,
+        timeout: float | None = None,
+        metadata: Any = None,
+        wait_for_ready: bool | None = None,
     ) -> Any:
-        details = _with_deadline(client_call_details, self._default_s, self._token)
-        return await continuation(details, request)
+        """Begin a call; iterate over what is returned, or cancel it."""
+        traced = _is_traced(self._method)
+        headers = self._frame.headers(metadata, traced=traced)
+        timeout = self._frame.timeout(timeout)
+        if timeout <= 0:
+            return _TooLate()
+        if not traced:
+            return self._send(
+                request, timeout=timeout, metadata=headers, wait_for_ready=wait_for_ready
+            )
+        return _SpannedStream(
+            self._send, _details(self._method, timeout, headers, wait_for_ready), request
+        )
 
 
-def client_interceptors(
-    token: Callable[[], str] | None, default_deadline_s: float
-) -> Sequence[grpc.aio.ClientInterceptor]:
-    """Return the client's interceptors, outermost first.
+class _SpannedStream:
+    """A call with a streamed answer, and a span around it."""
 
-    1. telemetry: its span must cover all the rest;
-    2. frame: deadline and identity, last before the wire.
-    """
-    traced = []
-    if telemetry.tracing():
-        traced = list(aio_client_interceptors(filter_=telemetry.worth_a_span))
-    return [
-        *traced,
-        _UnaryFrame(default_deadline_s, token),
-        _StreamFrame(default_deadline_s, token),
-    ]
+    def __init__(self, send: Any, details: grpc.aio.ClientCallDetails, request: Any) -> None:
+        self._send = send
+        self._details = details
+        self._request = request
+        self._call: Any = None
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self._messages()
+
+    async def _messages(self) -> AsyncIterator[Any]:
+        async def begin(details: grpc.aio.ClientCallDetails, request: Any) -> Any:
+            self._call = self._send(request, **_arguments(details))
+            return self._call
+
+        stream = aio_client_interceptors()[1]
+        messages = await stream.intercept_unary_stream(begin, self._details, self._request)
+        async for message in messages:
+            yield message
+
+    def cancel(self) -> None:
+        """Give the call up."""
+        if self._call is not None:
+            self._call.cancel()
 
 
-def connect(target: str, settings: ServiceSettings) -> grpc.aio.Channel:
+def _is_traced(method: str) -> bool:
+    """Tell whether a call gets a client span: in sampled traces alone, they are the dearest."""
+    return telemetry.sampled() and telemetry.tracing() and telemetry.named_worth_a_span(method)
+
+
+def _details(
+    method: str, timeout: float, headers: Headers, wait_for_ready: bool | None
+) -> grpc.aio.ClientCallDetails:
+    return grpc.aio.ClientCallDetails(
+        method=method,  # type: ignore[arg-type] # the instrumentation takes text
+        timeout=timeout,
+        metadata=grpc.aio.Metadata(*headers),
+        credentials=None,
+        wait_for_ready=wait_for_ready,
+    )
+
+
+def _arguments(details: grpc.aio.ClientCallDetails) -> Mapping[str, Any]:
+    return {
+        "timeout": details.timeout,
+        "metadata": details.metadata,
+        "wait_for_ready": details.wait_for_ready,
+    }
+
+
+def connect(target: str, settings: ServiceSettings) -> Channel:
     """Return a channel to another service of the mesh. The caller closes it."""
     options: list[tuple[str, Any]] = [
         *message_options(settings.max_message_bytes),
@@ -124,14 +289,13 @@ def connect(target: str, settings: ServiceSettings) -> grpc.aio.Channel:
         ("grpc.use_local_subchannel_pool", 1),
     ]
     token = TokenFile(settings.token_file).token if settings.token_file else None
-    interceptors = client_interceptors(token, settings.default_deadline_s)
     if settings.tls_cert and settings.tls_key and settings.tls_ca:
         credentials = grpc.ssl_channel_credentials(
             root_certificates=settings.tls_ca.read_bytes(),
             private_key=settings.tls_key.read_bytes(),
             certificate_chain=settings.tls_cert.read_bytes(),
         )
-        return grpc.aio.secure_channel(
-            target, credentials, options=options, interceptors=interceptors
-        )
-    return grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
+        raw = grpc.aio.secure_channel(target, credentials, options=options)
+    else:
+        raw = grpc.aio.insecure_channel(target, options=options)
+    return Channel(raw, settings.default_deadline_s, token)

@@ -2,10 +2,14 @@
 
 No timer and no added wait: an item that finds a free place goes out at once, alone; under load
 the calls in flight are the clock, and batches grow by themselves. Lanes are independent (one for
-each model and priority, say). A batch carries nothing of any caller's context: no trace, no
-deadline, no identity; each item carries its own, and the flush function gets the latest deadline.
+each model and priority, say). A batch carries no caller's deadline or identity; each item carries
+its own, and the flush function gets the latest deadline.
 
-A batch is one span, with links to the spans of its items, sampled like any trace of its own.
+**Traces.** A batch runs in the trace of one of its items, its leader: the sampled one, else the
+first. There is at most one sampled item in a batch, so that the spans behind the hop (a Triton's,
+say, which can join one trace only) stand in the right trace; the rest ride along. Of several
+sampled items that wait, each leads a batch of its own, and those go out together. A sampled
+batch is one span in its leader's trace, with links to the other items.
 
 An item never waits for a timer, is answered once, with its own result or error. Items whose time
 is up, or whose caller is gone, are not sent. When nobody waits for a batch any more, it is
@@ -16,13 +20,15 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from opentelemetry import context as contexts
 from opentelemetry import trace
-from opentelemetry.trace import SpanContext, SpanKind
+from opentelemetry.trace import Link, SpanKind
 
 from services.chassis.clock import Clock
 from services.chassis.errors import (
@@ -31,6 +37,7 @@ from services.chassis.errors import (
     ResourceExhaustedError,
     ServiceError,
 )
+from twinpath import telemetry as names
 
 _tracer = trace.get_tracer(__name__)
 
@@ -44,13 +51,14 @@ class _Waiting(Generic[Item, Result]):
     deadline: float
     since: float
     answer: asyncio.Future[Result]
-    link: SpanContext
+    span: trace.Span
 
 
 @dataclass(slots=True)
 class _Lane(Generic[Item, Result]):
     queue: deque[_Waiting[Item, Result]] = field(default_factory=deque)
     in_flight: int = 0
+    sent: float = 0.0  # when the last of them was sent
 
 
 Flush = Callable[[Sequence[Item], float], Awaitable[Sequence[Result | ServiceError]]]
@@ -62,8 +70,9 @@ class Coalescer(Generic[Item, Result]):
     `flush(items, time_left_s)` sends a batch and returns one result or error for each item, in
     order; what it raises fails every item of the batch. Bounds: `max_batch` items in a batch,
     `max_queue` waiting in a lane (more are RESOURCE_EXHAUSTED), `parallel` batches of a lane in
-    flight. `observe(size, waited_s)` hears each batch's size and how long its first item waited.
-    `name` is that of a batch's span.
+    flight. A call that takes longer than `overdue_s` is no clock any more: who comes then need not
+    wait for it, and goes out beside it, up to `parallel_slow`. `observe(size, waited_s)` hears
+    each batch's size and how long its first item waited. `name` is that of a batch's span.
     """
 
     def __init__(
@@ -74,6 +83,8 @@ class Coalescer(Generic[Item, Result]):
         max_batch: int = 64,
         max_queue: int = 4096,
         parallel: int = 1,
+        overdue_s: float = math.inf,
+        parallel_slow: int = 16,
         observe: Callable[[int, float], None] = lambda _size, _waited_s: None,
         name: str = "hop",
     ) -> None:
@@ -83,6 +94,8 @@ class Coalescer(Generic[Item, Result]):
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._parallel = parallel
+        self._overdue_s = overdue_s
+        self._parallel_slow = parallel_slow
         self._observe = observe
         self._lanes: dict[Hashable, _Lane[Item, Result]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -105,9 +118,12 @@ class Coalescer(Generic[Item, Result]):
                 "HOP_QUEUE_FULL", f"{len(place.queue)} items wait for this hop", retry_after=0.1
             )
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        link = trace.get_current_span().get_span_context()
-        place.queue.append(_Waiting(item, deadline, self._clock.monotonic(), answer, link))
-        if place.in_flight < self._parallel:
+        span = trace.get_current_span()
+        now = self._clock.monotonic()
+        place.queue.append(_Waiting(item, deadline, now, answer, span))
+        if place.in_flight < self._parallel or (
+            now - place.sent >= self._overdue_s and place.in_flight < self._parallel_slow
+        ):
             self._start(lane, place)
         return await answer
 
@@ -123,8 +139,11 @@ class Coalescer(Generic[Item, Result]):
     async def _run(self, lane: Hashable, place: _Lane[Item, Result]) -> None:
         """Send batches until nobody waits."""
         try:
-            while batch := self._take(place):
-                await self._send(batch)
+            while batches := self._take(place):
+                if len(batches) == 1:
+                    await self._send(batches[0])
+                else:
+                    await asyncio.gather(*(self._send(batch) for batch in batches))
         finally:
             place.in_flight -= 1
             if place.queue:  # something came while the last batch was ending
@@ -132,10 +151,12 @@ class Coalescer(Generic[Item, Result]):
             elif not place.in_flight:
                 self._lanes.pop(lane, None)
 
-    def _take(self, place: _Lane[Item, Result]) -> list[_Waiting[Item, Result]]:
-        now = self._clock.monotonic()
+    def _take(self, place: _Lane[Item, Result]) -> list[list[_Waiting[Item, Result]]]:
+        """Take what goes out now: one batch, or one for each sampled item and its share."""
+        now = place.sent = self._clock.monotonic()
         batch: list[_Waiting[Item, Result]] = []
-        while place.queue and len(batch) < self._max_batch:
+        leaders: list[_Waiting[Item, Result]] = []
+        while place.queue and len(batch) + len(leaders) < self._max_batch:
             waiting = place.queue.popleft()
             if waiting.answer.done():  # the caller is gone
                 continue
@@ -143,12 +164,15 @@ class Coalescer(Generic[Item, Result]):
                 message = "the time was up before the item could be sent"
                 waiting.answer.set_exception(DeadlineExceededError("EXPIRED_IN_QUEUE", message))
                 continue
-            batch.append(waiting)
-        return batch
+            (leaders if _is_sampled(waiting) else batch).append(waiting)
+        if len(leaders) < 2:
+            taken = leaders + batch
+            return [taken] if taken else []
+        return [[leader, *batch[n :: len(leaders)]] for n, leader in enumerate(leaders)]
 
     async def _send(self, batch: list[_Waiting[Item, Result]]) -> None:
         now = self._clock.monotonic()
-        self._observe(len(batch), now - batch[0].since)
+        self._observe(len(batch), now - min(waiting.since for waiting in batch))
         left = max(w.deadline for w in batch) - now
         call = asyncio.ensure_future(self._call(batch, left))
         alive = len(batch)
@@ -192,11 +216,19 @@ class Coalescer(Generic[Item, Result]):
         self, batch: list[_Waiting[Item, Result]], left: float
     ) -> Sequence[Result | ServiceError]:
         items = [waiting.item for waiting in batch]
-        with _tracer.start_as_current_span(self._name, kind=SpanKind.CLIENT) as span:
-            if span.get_span_context().trace_flags.sampled:
-                for waiting in batch:
-                    if waiting.link.is_valid:
-                        span.add_link(waiting.link)
+        leader = batch[0].span
+        here = trace.set_span_in_context(leader)
+        if not leader.get_span_context().trace_flags.sampled:
+            contexts.attach(here)  # never detached: the call is a task with a context of its own
+            return await self._flush(items, left)
+        others = (waiting.span.get_span_context() for waiting in batch[1:])
+        with _tracer.start_as_current_span(
+            self._name,
+            context=here,
+            kind=SpanKind.INTERNAL,
+            attributes={names.BATCH_SIZE: len(batch)},
+            links=[Link(other) for other in others if other.is_valid],
+        ):
             return await self._flush(items, left)
 
     async def close(self) -> None:
@@ -204,6 +236,10 @@ class Coalescer(Generic[Item, Result]):
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _is_sampled(waiting: _Waiting[Item, Result]) -> bool:
+    return waiting.span.get_span_context().trace_flags.sampled
 
 
 def _fail(batch: Sequence[_Waiting[Item, Result]], error: ServiceError) -> None:

@@ -1,10 +1,10 @@
-"""The door: what must hold before a handler sees a request. See interceptors.py for the order."""
+"""The door: what must hold before a handler sees a request. See boundary.py for the order."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -13,17 +13,17 @@ import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
 from services.chassis import call as calls
-from services.chassis import telemetry, validation
+from services.chassis import validation
 from services.chassis.call import Call, Identity
 from services.chassis.errors import (
     DeadlineExceededError,
     InvalidArgumentError,
     UnauthenticatedError,
 )
+from services.chassis.handlers import Behaviour, rewrap
 from services.chassis.identity import SERVICE, AccessTable, TokenVerifier, certificate_subject
-from services.chassis.interceptors import Behaviour, Continuation, Details, rewrap
 
-_LOOKED_AT = frozenset({"authorization", "traceparent", "tracestate"})
+_ANYONE = Identity("anyone")
 
 
 class _Malformed:
@@ -82,30 +82,29 @@ async def _until(responses: AsyncIterator[Any], until: float) -> AsyncIterator[A
         yield response
 
 
-class Door(grpc.aio.ServerInterceptor):
+class Door:
     """Identity, deadline and validation, in the order of the statements in `_enter`."""
 
     def __init__(
-        self, verifier: TokenVerifier, table: AccessTable, default_deadline_s: float
+        self,
+        verifier: TokenVerifier,
+        table: AccessTable,
+        default_deadline_s: float,
+        *,
+        certificates: bool,
     ) -> None:
         self._verifier = verifier
         self._table = table
         self._default = default_deadline_s
-        self._traced = telemetry.tracing()
+        self._certificates = certificates
 
-    async def intercept_service(  # type: ignore[override]
-        self, continuation: Continuation, handler_call_details: Details
-    ) -> Any:
-        """Wrap the handler."""
-        handler: Any = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        method = handler_call_details.method
-        metadata = handler_call_details.invocation_metadata
+    def wrap(self, method: str, handler: Any) -> Any:
+        """Return a method's handler with the door before it."""
+        open_to_all = self._table.open_to_all(method)
         streamed = bool(handler.request_streaming)
 
         def enter(request: Any, context: grpc.aio.ServicerContext) -> tuple[Any, float | None]:
-            limit = self._enter(method, metadata, context)
+            limit = self._enter(method, context, open_to_all=open_to_all)
             if streamed:
                 return _checked(request), limit
             _check(request)
@@ -133,42 +132,29 @@ class Door(grpc.aio.ServerInterceptor):
 
             return serve
 
-        return rewrap(
-            handler,
-            one=one,
-            many=many,
-            parse=_lenient(handler.request_deserializer),
-            serialize=handler.response_serializer,
-        )
+        return rewrap(handler, one=one, many=many, parse=_lenient(handler.request_deserializer))
 
     def _enter(
-        self,
-        method: str,
-        metadata: Sequence[tuple[str, str | bytes]],
-        context: grpc.aio.ServicerContext,
+        self, method: str, context: grpc.aio.ServicerContext, *, open_to_all: bool
     ) -> float | None:
         """Let the call in, or raise. Return the seconds it may take if the caller did not say."""
-        sent = {key: value for key, value in metadata if key in _LOOKED_AT}
-        if "traceparent" in sent and not self._traced:
-            telemetry.join(sent)
-        identity = self._authenticate(method, sent.get("authorization", ""), context)
+        identity = _ANYONE if open_to_all else self._authenticate(method, context)
         left = context.time_remaining()
         limit = None
         if left is None:
             left = self._default
             # What is open to all, such as a health watch, may last.
-            limit = None if self._table.open_to_all(method) else left
+            limit = None if open_to_all else left
         if left <= 0:
             raise DeadlineExceededError("DEADLINE_EXCEEDED", "the caller's time is up")
         calls.enter(Call(method, identity, time.monotonic() + left))
         return limit
 
-    def _authenticate(
-        self, method: str, token: str | bytes, context: grpc.aio.ServicerContext
-    ) -> Identity:
-        if self._table.open_to_all(method):
-            return Identity("anyone")
-        peer = context.auth_context()
+    def _authenticate(self, method: str, context: grpc.aio.ServicerContext) -> Identity:
+        sent: Any = context.invocation_metadata() or ()
+        token = next((value for key, value in sent if key == "authorization"), "")
+        # Reading the peer's certificate costs something; without TLS there is none.
+        peer = context.auth_context() if self._certificates else {}
         certified = certificate_subject(peer)
         if token:
             if isinstance(token, bytes) or not token.startswith("Bearer "):

@@ -1,34 +1,36 @@
-"""Traces that the sampler let go, but that turned out to matter: errors, fallbacks, refusals.
+"""Sampling by how a request ended: what the ratio lets go is kept if it failed.
 
-The ratio decides at the start of a trace, when nobody knows how it will end. So what it lets go
-is recorded all the same, kept in this process until the local root span ends (the server span,
-in a service), and then either forgotten or exported:
+The ratio decides at the start of a trace, when nobody knows how it will end. What it lets go costs
+no spans: a `LateSpan` only notes name, times and attributes, and holds its children. When the
+local root ends (the server's span, in a service) and something in it failed, fell back or was
+refused by a rule, the notes become spans and are exported; else they are forgotten.
 
-    LateSampler    turns "drop" into "record, but don't export", for server spans and our own
-    LateExport     keeps those spans, and decides at the end
+The standard span costs about 20 us of CPU, this one 2, and nearly all of them are forgotten.
 
-Client spans of unsampled traces stay dropped: they are the most, they cost the most, and what
-failed behind them stands in the span around them. A span costs about 20 us of CPU.
-
-What it can't do: bring back spans of *other* services. They see an unsampled trace context, and
-each decides alone, by how its own part ended. So a trace kept here has this process's spans,
-and of others only the parts that failed there too; a parent that was not kept is then missing
-from it. Whoever needs whole traces samples them, or runs a collector
-with tail sampling and OTEL_TRACES_SAMPLER=always_on.
+What it can't do: bring back spans of *other* services, or of libraries in this one. They see an
+unsampled trace context, and each service decides alone, by how its own part ended. So a trace kept
+here has this process's own spans, and of others only the parts that failed there too; a parent
+that was not kept is then missing from it. Whoever needs whole traces samples them, or runs a
+collector with tail sampling and OTEL_TRACES_SAMPLER=always_on.
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from opentelemetry import trace
-from opentelemetry.context import Context
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
-from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
-from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode, TraceFlags, TraceState
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+)
 from prometheus_client import Counter
 
 from twinpath import telemetry as names
@@ -39,66 +41,20 @@ TRACES = Counter(
     ("what",),
 )
 _KEPT, _OVER_RATE = TRACES.labels("exported"), TRACES.labels("over_rate")
+_SCOPE = InstrumentationScope(__name__)
+_CODE = "rpc.grpc.status_code"
 
-_BUCKET = "_twinpath_bucket"
 MAX_SPANS = 256  # of one local trace; a decision has about twenty
-MAX_BUFFERED = 16_384  # of all that are open
 MAX_PER_S = 100  # local traces exported; an outage must not bring the collector down
 
 
-class LateSampler(Sampler):
-    """Asks another sampler; what that drops is recorded, and its context says: not sampled.
-
-    Not so client spans; see above.
-    """
-
-    def __init__(self, inner: Sampler) -> None:
-        self._inner = inner
-
-    def should_sample(
-        self,
-        parent_context: Context | None,
-        trace_id: int,
-        name: str,
-        kind: SpanKind | None = None,
-        attributes: Any = None,
-        links: Sequence[Link] | None = None,
-        trace_state: TraceState | None = None,
-    ) -> SamplingResult:
-        """See the class."""
-        found = self._inner.should_sample(
-            parent_context, trace_id, name, kind, attributes, links, trace_state
-        )
-        if found.decision is not Decision.DROP or kind is SpanKind.CLIENT:
-            return found
-        # Not `found.attributes`: a result that drops has none.
-        return SamplingResult(Decision.RECORD_ONLY, attributes, found.trace_state)
-
-    def get_description(self) -> str:
-        """Return the other one's, and that this one stands around it."""
-        return f"LateSampler{{{self._inner.get_description()}}}"
-
-
-class _Bucket:
-    """The spans of one local trace that ended before its root."""
-
-    __slots__ = ("_root_id", "spans", "state")
-
-    def __init__(self, root_id: int) -> None:
-        self._root_id = root_id
-        self.spans: list[ReadableSpan] = []
-        self.state = "open"  # then "kept" or "forgotten"
-
-    def is_root(self, span: ReadableSpan) -> bool:
-        """Tell whether the local trace ends with this span."""
-        return span.context is not None and span.context.span_id == self._root_id
-
-
-class LateExport(SpanProcessor):
-    """Holds the spans of unsampled local traces, and exports those of the ones that failed.
+class LateExport:
+    """Exports the local traces that failed, at a bounded rate.
 
     Args:
-        export: Takes a span for export; it is marked as sampled.
+        export: Takes a span that has ended; it is marked as sampled.
+        resource: Whose spans they are.
+        new_id: Makes span ids.
         per_s: Local traces that are exported in a second at most.
         clock: Seconds, monotonic.
     """
@@ -106,121 +62,163 @@ class LateExport(SpanProcessor):
     def __init__(
         self,
         export: Callable[[ReadableSpan], None],
+        resource: Resource,
+        new_id: Callable[[], int],
         *,
         per_s: int = MAX_PER_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._export = export
+        self._resource = resource
+        self.new_id = new_id
         self._per_s = per_s
         self._clock = clock
-        self._lock = threading.Lock()
-        self._open: dict[int, _Bucket] = {}  # by span id: on_end gets a copy of the span
-        self._buffered = 0
         self._second = -1
         self._exported = 0
 
-    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """Put a span into its local root's bucket."""
-        if span.context.trace_flags.sampled:
-            return
-        if len(self._open) >= MAX_BUFFERED:
-            self._give_up_oldest()
-        parent = trace.get_current_span(parent_context)
-        bucket = getattr(parent, _BUCKET, None) or _Bucket(span.context.span_id)
-        setattr(span, _BUCKET, bucket)
-        self._open[span.context.span_id] = bucket
+    def root(self, name: str, trace_id: int, parent: SpanContext | None) -> LateSpan:
+        """Begin the local root of a trace that is not sampled."""
+        return LateSpan(self, name, SpanKind.SERVER, trace_id, parent, None)
 
-    def on_end(self, span: ReadableSpan) -> None:
-        """Keep a span until its root ends; with the root, decide."""
-        bucket = self._open.pop(span.context.span_id, None) if span.context else None
-        if bucket is None:
-            return
-        if bucket.state == "kept":  # it outlived its root
-            self._export(_as_sampled(span))
-            return
-        if bucket.state == "forgotten":
-            return
-        is_root = bucket.is_root(span)
-        with self._lock:
-            room = len(bucket.spans) < MAX_SPANS and self._buffered < MAX_BUFFERED
-            if room or is_root:  # without the root the others would be orphans
-                bucket.spans.append(span)
-                self._buffered += 1
-            if not is_root:
-                return
-            spans, bucket.spans = bucket.spans, []
-            self._buffered -= len(spans)
-        bucket.state = "kept" if self._matters(spans) else "forgotten"
-        if bucket.state == "kept":
-            for one in spans:
-                self._export(_as_sampled(one))
-
-    def _give_up_oldest(self) -> None:
-        """Forget the local trace of the oldest open span: it may never end."""
-        with self._lock:
-            bucket = self._open.pop(next(iter(self._open)))
-            bucket.state = "forgotten"
-            self._buffered -= len(bucket.spans)
-            bucket.spans = []
-
-    @property
-    def buffered(self) -> int:
-        """Spans that wait for their root's end."""
-        return self._buffered
-
-    def shutdown(self) -> None:
-        """Nothing: the exporter is another processor's."""
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Nothing can be hurried: open traces are not decided."""
-        del timeout_millis
-        return True
-
-    def _matters(self, spans: Sequence[ReadableSpan]) -> bool:
-        if not any(map(_is_marked, spans)):
-            return False
-        with self._lock:
-            second = int(self._clock())
-            if second != self._second:
-                self._second, self._exported = second, 0
-            self._exported += 1
-            within = self._exported <= self._per_s
+    def keeps(self) -> bool:
+        """Tell whether one more local trace may be exported in this second."""
+        second = int(self._clock())
+        if second != self._second:
+            self._second, self._exported = second, 0
+        self._exported += 1
+        within = self._exported <= self._per_s
         (_KEPT if within else _OVER_RATE).inc()
         return within
 
+    def export(self, span: LateSpan) -> None:
+        """Export one span that has ended."""
+        own = span.get_span_context()
+        self._export(
+            ReadableSpan(
+                name=span.name,
+                context=_sampled(own),
+                parent=span.parent,
+                resource=self._resource,
+                attributes=span.attributes,
+                events=span.events,
+                kind=span.kind,
+                status=span.status,
+                start_time=span.start_time,
+                end_time=span.end_time,
+                instrumentation_scope=_SCOPE,
+            )
+        )
 
-def _is_marked(span: ReadableSpan) -> bool:
-    """Tell whether something failed here, fell back, or was refused by a rule."""
-    found = span.attributes or {}
-    return bool(
-        span.status.status_code is StatusCode.ERROR
-        or found.get(names.FALLBACK)
-        or found.get(names.REFUSED_RULE)
-        or (span.kind is SpanKind.SERVER and found.get("rpc.grpc.status_code"))
-    )
+
+class LateSpan(NonRecordingSpan):
+    """A span of an unsampled trace, noted down in case that it will be wanted."""
+
+    def __init__(
+        self,
+        late: LateExport,
+        name: str,
+        kind: SpanKind,
+        trace_id: int,
+        parent: SpanContext | None,
+        root: LateSpan | None,
+    ) -> None:
+        state = parent.trace_state if parent is not None else None
+        super().__init__(SpanContext(trace_id, late.new_id(), is_remote=False, trace_state=state))
+        self._late = late
+        self._root = root if root is not None else self
+        self.name = name
+        self.kind = kind
+        self.parent = parent
+        self.attributes: dict[str, Any] = {}
+        self.events: list[Event] = []
+        self.status = _UNSET
+        self.start_time = time.time_ns()
+        self.end_time = 0
+        self.ended: list[LateSpan] = []  # of the root: the children that ended
+        self.kept = False
+
+    def child(self, name: str, kind: SpanKind = SpanKind.INTERNAL) -> LateSpan:
+        """Begin a span below this one."""
+        own = self.get_span_context()
+        return LateSpan(self._late, name, kind, own.trace_id, own, self._root)
+
+    def is_recording(self) -> bool:
+        """Say yes: attributes and errors count."""
+        return True
+
+    def set_attribute(self, key: str, value: Any) -> None:
+        """Note an attribute."""
+        self.attributes[key] = value
+
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
+        """Note some attributes."""
+        self.attributes.update(attributes)
+
+    def add_event(self, name: str, attributes: Any = None, timestamp: int | None = None) -> None:
+        """Note an event."""
+        self.events.append(Event(name, attributes, timestamp))
+
+    def record_exception(
+        self,
+        exception: BaseException,
+        attributes: Any = None,
+        timestamp: int | None = None,
+        escaped: bool = False,
+    ) -> None:
+        """Note that an exception came: its type; its text may hold what must not leave."""
+        del attributes, escaped
+        self.add_event("exception", {"exception.type": type(exception).__name__}, timestamp)
+
+    def set_status(self, status: Any, description: str | None = None) -> None:
+        """Note how it went."""
+        self.status = (
+            status if isinstance(status, Status) else Status(status, description=description)
+        )
+
+    def update_name(self, name: str) -> None:
+        """Name the span anew."""
+        self.name = name
+
+    def end(self, end_time: int | None = None) -> None:
+        """End the span; with the root, decide."""
+        if self.end_time:
+            return
+        self.end_time = end_time or time.time_ns()
+        root = self._root
+        if root is not self:
+            if not root.end_time:
+                if len(root.ended) < MAX_SPANS:
+                    root.ended.append(self)
+            elif root.kept:  # it outlived its root
+                self._late.export(self)
+            return
+        ended, self.ended = self.ended, []
+        if (self.matters() or any(span.matters() for span in ended)) and self._late.keeps():
+            self.kept = True
+            for span in ended:
+                self._late.export(span)
+            self._late.export(self)
+
+    def matters(self) -> bool:
+        """Tell whether something failed here, fell back, or was refused by a rule."""
+        found = self.attributes
+        return bool(
+            self.status.status_code is StatusCode.ERROR
+            or found.get(names.FALLBACK)
+            or found.get(names.REFUSED_RULE)
+            or (self.kind is SpanKind.SERVER and found.get(_CODE))
+        )
 
 
-def _as_sampled(span: ReadableSpan) -> ReadableSpan:
-    """Return the span with the flag that exporters look at."""
-    assert span.context is not None
-    was = span.context
-    return ReadableSpan(
-        name=span.name,
-        context=SpanContext(
-            was.trace_id,
-            was.span_id,
-            is_remote=False,
-            trace_flags=TraceFlags(was.trace_flags | TraceFlags.SAMPLED),
-            trace_state=was.trace_state,
-        ),
-        parent=span.parent,
-        resource=span.resource,
-        attributes=span.attributes,
-        events=span.events,
-        links=span.links,
-        kind=span.kind,
-        status=span.status,
-        start_time=span.start_time,
-        end_time=span.end_time,
-        instrumentation_scope=span.instrumentation_scope,
+_UNSET = Status(StatusCode.UNSET)
+
+
+def _sampled(was: SpanContext) -> SpanContext:
+    """Return the context with the flag that exporters look at."""
+    return SpanContext(
+        was.trace_id,
+        was.span_id,
+        is_remote=False,
+        trace_flags=TraceFlags(was.trace_flags | TraceFlags.SAMPLED),
+        trace_state=was.trace_state,
     )

@@ -18,16 +18,17 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
-from opentelemetry.instrumentation.grpc import aio_server_interceptor
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from services.chassis import call as calls
 from services.chassis import logs, metrics, telemetry
+from services.chassis.boundary import Boundary
 from services.chassis.channels import message_options
 from services.chassis.door import Door
+from services.chassis.handlers import Handlers
 from services.chassis.health import Health, Ping
 from services.chassis.identity import TokenVerifier, read_access_table, read_public_keys
-from services.chassis.interceptors import Boundary
+from services.chassis.server_spans import with_span
 from services.chassis.settings import ServiceSettings, load_or_exit
 
 log = logging.getLogger(__name__)
@@ -72,19 +73,16 @@ class Running:
     failed: asyncio.Future[None]
 
 
-def _server(settings: ServiceSettings) -> grpc.aio.Server:
+async def _server(settings: ServiceSettings, handlers: Handlers) -> grpc.aio.Server:
     outside = read_public_keys(settings.caller_keys) if settings.caller_keys else []
     verifier = TokenVerifier(read_public_keys(settings.trusted_keys), outside)
     table = read_access_table(settings.access_file)
-    traced = []
-    if telemetry.tracing():
-        traced = [aio_server_interceptor(filter_=telemetry.worth_a_span)]
-    # The order and its reasons: see interceptors.py.
-    interceptors = [
-        *traced,
-        Boundary(settings.max_message_bytes),
-        Door(verifier, table, settings.default_deadline_s),
-    ]
+    # The order and its reasons: see boundary.py.
+    boundary = Boundary(settings.max_message_bytes)
+    door = Door(verifier, table, settings.default_deadline_s, certificates=_tls(settings))
+    await handlers.wrap(
+        lambda method, handler: with_span(method, boundary.wrap(method, door.wrap(method, handler)))
+    )
     options = [
         *message_options(settings.max_message_bytes),
         ("grpc.server_handshake_timeout_ms", 5_000),
@@ -92,7 +90,11 @@ def _server(settings: ServiceSettings) -> grpc.aio.Server:
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ("grpc.so_reuseport", 0),  # two services on one port is a mistake, not a feature
     ]
-    return grpc.aio.server(interceptors=interceptors, options=options)
+    return grpc.aio.server(handlers=[handlers], options=options)
+
+
+def _tls(settings: ServiceSettings) -> bool:
+    return bool(settings.tls_cert and settings.tls_key and settings.tls_ca)
 
 
 def _bind(server: grpc.aio.Server, settings: ServiceSettings) -> str:
@@ -115,14 +117,17 @@ async def started(settings: S, build: Build[S]) -> AsyncIterator[Running]:
     async with AsyncExitStack() as stack:
         calls.enter(None)
         service = await build(settings, stack)
-        server = _server(settings)
+        handlers = Handlers()
         health = Health([m.name for m in service.mounts], service.pings, settings.ping_interval_s)
         for mount in service.mounts:
-            mount.add(mount.servicer, server)
-        health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+            mount.add(mount.servicer, handlers)
+        health_pb2_grpc.add_HealthServicer_to_server(health.servicer, handlers)
         names = [m.name for m in service.mounts]
         names += [health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
-        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+            reflection.aio.ReflectionServicer((*names, reflection.SERVICE_NAME)), handlers
+        )
+        server = await _server(settings, handlers)
         address = _bind(server, settings)
         await server.start()
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()

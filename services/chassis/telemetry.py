@@ -12,16 +12,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any
 
-from opentelemetry import context, propagate, trace
+from grpc import StatusCode
+from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
-from services.chassis.late_sampling import LateExport, LateSampler
+from services.chassis.late_sampling import LateExport, LateSpan
 from twinpath.common.v1 import context_pb2
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -36,20 +40,49 @@ def setup(service: str) -> TracerProvider | None:
     resource = Resource.create(
         {SERVICE_NAME: f"twinpath-{service}", SERVICE_INSTANCE_ID: str(os.getpid())}
     )
-    provider = TracerProvider(resource=resource)
+    ids = DrawnIds()
+    provider = TracerProvider(resource=resource, id_generator=ids)
     exporter = OTLPSpanExporter(insecure=not endpoint.startswith("https"))
     batches = BatchSpanProcessor(exporter, schedule_delay_millis=500)
     provider.add_span_processor(batches)
-    if os.environ.get(KEEP_FAILED, "true").lower() != "false":
-        provider.sampler = LateSampler(provider.sampler)
-        provider.add_span_processor(LateExport(batches.on_end))
     trace.set_tracer_provider(provider)
+    if os.environ.get(KEEP_FAILED, "true").lower() != "false":
+        keep_failed(LateExport(batches.on_end, resource, ids.generate_span_id))
     return provider
 
 
-def join(carrier: Mapping[str, str | bytes]) -> None:
-    """Make the caller's trace context current for the running task, without a span of our own."""
-    context.attach(propagate.extract({k: v for k, v in carrier.items() if isinstance(v, str)}))
+class DrawnIds(RandomIdGenerator):
+    """Gives a new trace the id that was drawn for it before, when the sampler was asked."""
+
+    def __init__(self) -> None:
+        self._drawn: ContextVar[int] = ContextVar("twinpath_drawn_trace_id", default=0)
+
+    def draw(self) -> int:
+        """Return the id that the next trace of this context will have."""
+        found = super().generate_trace_id()
+        self._drawn.set(found)
+        return found
+
+    def generate_trace_id(self) -> int:
+        """Return the drawn id, once; else a new one."""
+        found = self._drawn.get()
+        if found:
+            self._drawn.set(0)
+        return found or super().generate_trace_id()
+
+
+_late: LateExport | None = None
+
+
+def keep_failed(late: LateExport | None) -> None:
+    """Say where local traces go that were not sampled and failed; None: nowhere."""
+    global _late  # like the tracer provider, one for each process
+    _late = late
+
+
+def late_export() -> LateExport | None:
+    """Return where such traces go, if anywhere."""
+    return _late
 
 
 def tracing() -> bool:
@@ -61,8 +94,12 @@ def tracing() -> bool:
 def worth_a_span(call: Any) -> bool:
     """Tell whether a call gets a span; grpc names its method in three ways."""
     method = getattr(call, "method", "") or getattr(call, "full_method", "")
-    if isinstance(method, bytes):
-        method = method.decode()
+    return named_worth_a_span(method.decode() if isinstance(method, bytes) else method)
+
+
+@lru_cache(maxsize=256)
+def named_worth_a_span(method: str) -> bool:
+    """Tell whether calls of a method get spans."""
     return not method.startswith("/grpc.health.") and not method.endswith("/Describe")
 
 
@@ -74,9 +111,53 @@ def step_span(tracer: trace.Tracer, name: str) -> AbstractContextManager[trace.S
 
     A span that nobody records still costs 25 us of CPU, several times for each decision.
     """
-    if not trace.get_current_span().get_span_context().trace_flags.sampled:
+    if not sampled():
         return _NO_SPAN
     return tracer.start_as_current_span(name)
+
+
+def sampled() -> bool:
+    """Tell whether the current trace is sampled."""
+    return trace.get_current_span().get_span_context().trace_flags.sampled
+
+
+def begin_span(tracer: trace.Tracer, name: str) -> trace.Span:
+    """Begin a span that is worth noting in an unsampled trace too, in case that it fails."""
+    parent = trace.get_current_span()
+    return parent.child(name) if isinstance(parent, LateSpan) else tracer.start_span(name)
+
+
+# As the conventions for gRPC have it: what is the server's fault.
+_SERVERS_FAULT = frozenset(
+    {
+        StatusCode.UNKNOWN,
+        StatusCode.DEADLINE_EXCEEDED,
+        StatusCode.UNIMPLEMENTED,
+        StatusCode.INTERNAL,
+        StatusCode.UNAVAILABLE,
+        StatusCode.DATA_LOSS,
+    }
+)
+
+
+def note_failure(code: StatusCode) -> None:
+    """Note the status of a failed call in its span, if only notes are taken of it."""
+    span = trace.get_current_span()
+    if isinstance(span, LateSpan):
+        span.set_attribute("rpc.grpc.status_code", code.value[0])
+        if code in _SERVERS_FAULT:
+            span.set_status(trace.StatusCode.ERROR)
+
+
+def trace_headers() -> tuple[tuple[str, str], ...]:
+    """Return the headers by which another service joins the current trace; none without one."""
+    here = trace.get_current_span().get_span_context()
+    if not here.is_valid:
+        return ()
+    flags = here.trace_flags & trace.TraceFlags.SAMPLED
+    parent = ("traceparent", f"00-{here.trace_id:032x}-{here.span_id:016x}-{flags:02x}")
+    state = here.trace_state.to_header() if here.trace_state else ""
+    return (parent, ("tracestate", state)) if state else (parent,)
 
 
 def inject() -> context_pb2.TraceContext | None:

@@ -76,17 +76,15 @@ class Connection:
         """
         import grpc.aio  # noqa: PLC0415 - a second; not for `twinpath --help`
 
-        from services.chassis.channels import client_interceptors, message_options  # noqa: PLC0415
+        from services.chassis.channels import Channel, message_options  # noqa: PLC0415
         from services.chassis.identity import TokenFile  # noqa: PLC0415
 
         file = None if role == "nobody" else self.token_file(role)
-        return grpc.aio.insecure_channel(
+        raw = grpc.aio.insecure_channel(
             self.address(service),
             options=[*message_options(MAX_MESSAGE_BYTES), ("grpc.enable_retries", 0)],
-            interceptors=client_interceptors(
-                TokenFile(file).token if file is not None else None, deadline_s
-            ),
         )
+        return Channel(raw, deadline_s, TokenFile(file).token if file is not None else None)
 
 
 def connect(folder: Path | None = None) -> Connection:

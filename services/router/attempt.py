@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from opentelemetry import trace
 
+from services.chassis import telemetry
 from services.chassis.clock import Clock
 from services.chassis.errors import (
     DeadlineExceededError,
@@ -351,7 +352,7 @@ class Attempter:
             yield span
 
     def _begin_span(self, open_: _Open) -> trace.Span:
-        span = _tracer.start_span(names.SPAN_ATTEMPT)
+        span = telemetry.begin_span(_tracer, names.SPAN_ATTEMPT)
         span.set_attribute(names.CANDIDATE, open_.candidate.id)
         span.set_attribute(names.PATH, open_.candidate.path)
         kind = decision_pb2.AttemptKind.Name(open_.attempt.kind)

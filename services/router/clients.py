@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import grpc
 import redis.asyncio
 import redis.exceptions
-from opentelemetry import trace
 
 from services.chassis.clock import Clock
 from services.chassis.coalesce import Coalescer
@@ -32,6 +31,9 @@ _DESCRIBE_TIMEOUT_S = 2.0
 # A record is worth more than its request's deadline: a decision that was made is recorded even if
 # its caller's time is nearly up; the caller's own call ends by its own deadline.
 APPEND_TIMEOUT_S = 5.0
+
+# A model may be slow: who comes after this long into a call does not wait for its end.
+_OVERDUE_S = 0.05
 
 # How long a read waits for a lost connection to come back.
 _RECONNECT_S = 0.25
@@ -59,20 +61,6 @@ def _calls(service: str) -> Iterator[None]:
         raise found from None
 
 
-def travels_alone() -> bool:
-    """Tell whether the current trace is sampled.
-
-    Such items go out as calls of their own, so that the spans behind the hop join the right trace.
-    """
-    return trace.get_current_span().get_span_context().trace_flags.sampled
-
-
-def _or_raise(result: R | ServiceError) -> R:
-    if isinstance(result, ServiceError):
-        raise result
-    return result
-
-
 class FeaturesClient:
     """Reads feature vectors; rows of one feature service ride together."""
 
@@ -91,8 +79,6 @@ class FeaturesClient:
     async def get(self, query: FeatureQuery) -> FeatureVector:
         """See ports.Features."""
         left = query.context.time_left_us / 1e6
-        if travels_alone():
-            return _or_raise((await self._read([query], left))[0])
         # Rows ride together when their columns have the same names and types.
         shape = (*_shape(query.entity), "|", *_shape(query.fields))
         lane = (query.feature_service, query.context.priority, shape)
@@ -218,6 +204,7 @@ class InferenceClient:
             clock,
             max_batch=64,
             parallel=1,
+            overdue_s=_OVERDUE_S,
             name=f"hop {service}",
             observe=metrics.batched(service),
         )
@@ -225,7 +212,7 @@ class InferenceClient:
     async def infer(self, item: inference_pb2.InferItem) -> inference_pb2.InferResult:
         """See ports.Inference."""
         left = item.context.time_left_us / 1e6
-        if not self._coalesce or travels_alone():
+        if not self._coalesce:
             return (await self._ask([item], left))[0]
         lane = (item.model, item.version, item.context.priority)
         return await self._hop.submit(item, lane, self._clock.monotonic() + left)
@@ -293,8 +280,6 @@ class AuditClient:
     async def append(self, entry: audit_pb2.Entry) -> audit_pb2.AppendResult:
         """See ports.Audit."""
         with metrics.appending(entry.record.kind):
-            if travels_alone():
-                return _or_raise((await self._append([entry], APPEND_TIMEOUT_S))[0])
             deadline = self._clock.monotonic() + APPEND_TIMEOUT_S
             return await self._hop.submit(entry, "", deadline)
 

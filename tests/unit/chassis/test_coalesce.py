@@ -9,7 +9,12 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from services.chassis import coalesce
 from services.chassis.coalesce import Coalescer
 from services.chassis.errors import (
     DeadlineExceededError,
@@ -19,6 +24,7 @@ from services.chassis.errors import (
     ServiceError,
     UnavailableError,
 )
+from twinpath import telemetry as names
 
 FAR = 1e9
 
@@ -215,39 +221,92 @@ async def test_a_batch_carries_nobodys_context() -> None:
     assert seen == ["nobody"]
 
 
-async def test_a_batch_is_one_span_with_links_to_its_items() -> None:
-    """A sampled batch links to the spans of the items in it, and is a child of none of them."""
-    from opentelemetry import trace
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+class Traces:
+    """A tracer whose spans can be read, in the place of the coalescer's own."""
 
-    from services.chassis import coalesce
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._exporter = InMemorySpanExporter()
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.tracer = provider.get_tracer("test")
+        monkeypatch.setattr(coalesce, "_tracer", self.tracer)
 
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    tracer = provider.get_tracer("test")
-    before, coalesce._tracer = coalesce._tracer, tracer
+    @property
+    def spans(self) -> dict[str, ReadableSpan]:
+        """What has ended, by name."""
+        return {span.name: span for span in self._exporter.get_finished_spans()}
+
+
+def unsampled(trace_id: int) -> trace.Span:
+    """The span of a request that the ratio let go."""
+    return trace.NonRecordingSpan(trace.SpanContext(trace_id, 7, is_remote=False))
+
+
+async def test_a_batch_runs_in_the_trace_of_its_sampled_item(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is a span there, with links to those that ride along; they don't bring a trace."""
+    traces = Traces(monkeypatch)
+    seen: list[tuple[list[int], int]] = []
 
     async def flush(items: Sequence[int], left: float) -> list[int | ServiceError]:
+        seen.append((list(items), trace.get_current_span().get_span_context().trace_id))
         return list(items)
 
-    async def one(number: int) -> int:
-        with tracer.start_as_current_span(f"decision {number}"):
+    hop: Coalescer[int, int] = Coalescer(flush, Clock(), name="hop features")
+
+    async def rides(number: int) -> int:
+        with trace.use_span(unsampled(number)):
             return await hop.submit(number, "lane", FAR)
 
-    try:
-        hop: Coalescer[int, int] = Coalescer(flush, Clock(), name="hop features")
-        await asyncio.gather(one(1), one(2))
-    finally:
-        coalesce._tracer = before
-    spans = {span.name: span for span in exporter.get_finished_spans()}
-    hop_span = spans["hop features"]
-    assert hop_span.parent is None
-    linked = {link.context.span_id for link in hop_span.links}
-    assert linked == {spans["decision 1"].context.span_id, spans["decision 2"].context.span_id}
-    assert trace.get_current_span().get_span_context().is_valid is False
+    async def leads(number: int) -> int:
+        with traces.tracer.start_as_current_span(f"decision {number}"):
+            return await hop.submit(number, "lane", FAR)
+
+    assert await asyncio.gather(rides(1), leads(2), rides(3)) == [1, 2, 3]
+    leader, batch = traces.spans["decision 2"], traces.spans["hop features"]
+    assert batch.parent == leader.context
+    assert {link.context.trace_id for link in batch.links} == {1, 3}
+    assert batch.attributes == {names.BATCH_SIZE: 3}
+    assert leader.context is not None
+    assert seen == [([2, 1, 3], leader.context.trace_id)]
+
+
+async def test_no_batch_has_two_sampled_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sampled item leads a batch of its own; they go out together, and the rest with them."""
+    traces = Traces(monkeypatch)
+    gate = Gate()
+    hop = Coalescer(gate, Clock())
+
+    async def leads(number: int) -> int:
+        with traces.tracer.start_as_current_span(f"decision {number}"):
+            return await hop.submit(number, "lane", FAR)
+
+    waiting = [asyncio.ensure_future(leads(n)) for n in (0, 2)]
+    waiting += [asyncio.ensure_future(hop.submit(n, "lane", FAR)) for n in (4, 6, 8)]
+    await settle()
+    assert gate.batches == [[0, 4, 8], [2, 6]]
+    gate.open.set()
+    assert await asyncio.gather(*waiting) == [0, 20, 40, 60, 80]
+
+
+async def test_an_unsampled_batch_makes_no_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It carries its first item's trace, which says not sampled, so that nobody samples it anew."""
+    traces = Traces(monkeypatch)
+
+    async def flush(items: Sequence[int], left: float) -> list[int | ServiceError]:
+        here = trace.get_current_span().get_span_context()
+        assert not here.trace_flags.sampled
+        return [here.trace_id for _ in items]
+
+    hop: Coalescer[int, int] = Coalescer(flush, Clock())
+
+    async def rides(number: int) -> int:
+        with trace.use_span(unsampled(number)):
+            return await hop.submit(number, "lane", FAR)
+
+    assert await asyncio.gather(rides(5), rides(6)) == [5, 5]
+    assert traces.spans == {}
 
 
 STEPS = st.lists(

@@ -14,7 +14,8 @@ from tests.support import ROOT, free_port
 SCRIPT = """
 from services.chassis import telemetry
 provider = telemetry.setup("probe")
-print(provider.sampler.get_description() if provider else "none", telemetry.tracing())
+kept = telemetry.late_export() is not None
+print(provider.sampler.get_description() if provider else "none", telemetry.tracing(), kept)
 """
 
 
@@ -35,23 +36,26 @@ def setup(**variables: str) -> str:
 
 def test_without_an_endpoint_nothing_is_recorded() -> None:
     """No provider, no spans, no cost."""
-    assert setup() == "none False"
+    assert setup() == "none False False"
 
 
 @pytest.mark.parametrize(
-    ("variables", "expected"),
+    ("variables", "sampler", "kept"),
     [
-        ({}, "LateSampler{ParentBased{root:AlwaysOnSampler"),
+        ({}, "ParentBased{root:AlwaysOnSampler", True),
         (
             {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.25"},
-            "LateSampler{ParentBased{root:TraceIdRatioBased{0.25}",
+            "ParentBased{root:TraceIdRatioBased{0.25}",
+            True,
         ),
-        ({"TWINPATH_TRACES_KEEP_FAILED": "false"}, "ParentBased{root:AlwaysOnSampler"),
+        ({"TWINPATH_TRACES_KEEP_FAILED": "false"}, "ParentBased{root:AlwaysOnSampler", False),
     ],
 )
-def test_the_standard_sampler_is_asked_and_ours_stands_around_it(
-    variables: dict[str, str], expected: str
+def test_the_standard_sampler_decides_and_ours_keeps_what_failed(
+    variables: dict[str, str], sampler: str, *, kept: bool
 ) -> None:
     """OTEL_TRACES_SAMPLER decides; TWINPATH_TRACES_KEEP_FAILED=false leaves it alone with that."""
     endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{free_port()}"}
-    assert setup(**endpoint, **variables).startswith(expected)
+    said = setup(**endpoint, **variables)
+    assert said.startswith(sampler)
+    assert said.endswith(f" True {kept}")

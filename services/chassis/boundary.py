@@ -1,12 +1,14 @@
-"""What stands around every handler, in this order, outermost first:
+"""The boundary around every handler: counts, times, logs; makes a google.rpc.Status of exceptions.
 
-1. telemetry   the span must cover all the rest (OpenTelemetry's own interceptor);
-2. boundary    counts, times, logs; turns every exception into google.rpc.Status;
+What stands around a handler, in this order, outermost first:
+
+1. telemetry   the span must cover all the rest (server_spans.py);
+2. boundary    this file;
 3. identity    who calls, and may they: nothing about the request is looked at before;
 4. deadline    refuses what comes too late, and remembers until when this call may take;
 5. validation  the contract's rules on the message.
 
-2 is `Boundary`; 3 to 5 are `Door`, in door.py: each layer of Python costs every call.
+3 to 5 are `Door`, in door.py: each layer of Python costs every call.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any, Self
 
@@ -31,46 +33,18 @@ from services.chassis.errors import (
     from_rpc_error,
     to_status,
 )
+from services.chassis.handlers import Behaviour, rewrap
 
 log = logging.getLogger(__name__)
 
-Details = grpc.HandlerCallDetails
-Continuation = Callable[[Details], Awaitable[grpc.RpcMethodHandler]]
-Behaviour = Callable[[Any, grpc.aio.ServicerContext], Any]
 _FRAME_METHODS = ("/grpc.reflection.", "/grpc.health.")
-
-# (request is streamed, response is streamed) -> the handler's attribute and its constructor
-_KINDS: dict[tuple[bool, bool], tuple[str, Callable[..., Any]]] = {
-    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
-    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
-    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
-    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
-}
-
-
-def rewrap(
-    handler: Any,
-    *,
-    one: Callable[[Behaviour], Behaviour],
-    many: Callable[[Behaviour], Behaviour],
-    parse: Any,
-    serialize: Any,
-) -> Any:
-    """Return the handler with its behaviour wrapped: by `one` for one response, else by `many`.
-
-    No kind of handler gets around it, so that what is mounted can't slip past the interceptors.
-    """
-    name, make = _KINDS[bool(handler.request_streaming), bool(handler.response_streaming)]
-    wrap = many if handler.response_streaming else one
-    return make(
-        wrap(getattr(handler, name)), request_deserializer=parse, response_serializer=serialize
-    )
 
 
 async def _abort(context: grpc.aio.ServicerContext, error: ServiceError) -> None:
     # Not abort_with_status: OpenTelemetry's context sees `abort` alone, and a failed call's span
     # would say OK.
     status = rpc_status.to_status(to_status(error))
+    telemetry.note_failure(status.code)
     await context.abort(status.code, status.details, status.trailing_metadata)
 
 
@@ -95,7 +69,7 @@ def _call_is_over(error: BaseException) -> bool:
     return isinstance(error, GeneratorExit)
 
 
-class Boundary(grpc.aio.ServerInterceptor):
+class Boundary:
     """Counts, times and logs calls, and turns exceptions into google.rpc.Status.
 
     It serializes the responses too, so that one that can't be sent gets a clear status as well.
@@ -103,18 +77,11 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     def __init__(self, max_message_bytes: int) -> None:
         self._max = max_message_bytes
-        self._series: dict[str, _Series] = {}
 
-    async def intercept_service(  # type: ignore[override]
-        self, continuation: Continuation, handler_call_details: Details
-    ) -> Any:
-        """Wrap the handler."""
-        handler: Any = await continuation(handler_call_details)
-        if handler is None:
-            return None  # gRPC answers UNIMPLEMENTED
-        method = handler_call_details.method
+    def wrap(self, method: str, handler: Any) -> Any:
+        """Return a method's handler with the boundary around it."""
         serializer = handler.response_serializer or bytes
-        series = self._series.get(method) or self._series.setdefault(method, _Series(method))
+        series = _Series(method)
 
         def encode(response: Any) -> bytes:
             data: bytes = serializer(response)
@@ -149,9 +116,7 @@ class Boundary(grpc.aio.ServerInterceptor):
 
             return serve
 
-        return rewrap(
-            handler, one=one, many=many, parse=handler.request_deserializer, serialize=None
-        )
+        return rewrap(handler, one=one, many=many, serialize=None)
 
 
 class _Series:
