@@ -29,7 +29,7 @@ async def build(settings: FeaturesSettings, stack: AsyncExitStack) -> Service:
         settings.url, settings.topology, settings.sentinel_master, settings.redis_timeout_s
     )
     stack.push_async_callback(online.close)
-    coalescer = Coalescer(online.fetch_quietly, max_keys=settings.round_trip_keys)
+    coalescer = Coalescer(online.fetch, max_keys=settings.round_trip_keys)
     stack.push_async_callback(coalescer.close)
     repo = RuledRepo(store.FeastRepo(settings.repo), settings.repo / "validation")
     live = Live(repo, settings.refresh_interval_s)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -12,7 +13,6 @@ import redis.asyncio as redis
 from opentelemetry import trace
 from opentelemetry.instrumentation.redis import RedisInstrumentor
 from opentelemetry.instrumentation.utils import suppress_instrumentation
-from redis.asyncio.client import Pipeline
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
@@ -21,54 +21,15 @@ from redis.exceptions import NoScriptError, RedisClusterException, RedisError, R
 
 from services.chassis import errors
 from services.features.coalescer import Read, Row
+from services.features.lane import Lane
 
 Topology = Literal["standalone", "sentinel", "cluster"]
 REASON = "FEATURE_STORE_UNAVAILABLE"
 
 _RETRY_AFTER_S = 1.0
+_tracer = trace.get_tracer(__name__)
 # What redis-py raises when the store is away, or refuses.
 AWAY = (RedisError, RedisClusterException, OSError)
-
-
-class _PackedPipeline(Pipeline):
-    """A pipeline of commands that are packed already, whose replies are read in one go.
-
-    redis-py packs each argument and awaits each reply by itself: most of the cost of a read of
-    many fields. The way around, connection pool, retry and instrumentation are redis-py's own.
-    """
-
-    packed: bytes
-    count: int
-
-    async def _execute_pipeline(
-        self, connection: Any, commands: Any, raise_on_error: bool
-    ) -> list[Any]:
-        del commands, raise_on_error
-        try:
-            async with asyncio.timeout(connection.socket_timeout):
-                await connection.send_packed_command(self.packed)
-                read = connection._parser.read_response  # noqa: SLF001
-                return [await _reply(read) for _ in range(self.count)]
-        except TimeoutError as error:
-            await connection.disconnect(nowait=True)
-            raise redis.TimeoutError("Redis did not answer in time") from error
-        except OSError as error:
-            await connection.disconnect(nowait=True)
-            raise redis.ConnectionError(str(error)) from error
-        except BaseException:
-            # Replies may still be on their way; nobody may read them as their own.
-            await connection.disconnect(nowait=True)
-            raise
-
-
-async def _reply(read: Any) -> Any:
-    reply = await read(disable_decoding=True)
-    # A loading or read-only server refuses everything; a wrong type is that key's own trouble.
-    if isinstance(reply, ResponseError):
-        return reply
-    if isinstance(reply, Exception):
-        raise reply
-    return reply
 
 
 class OnlineStore:
@@ -99,6 +60,7 @@ class OnlineStore:
             host, port = hosts[0]
             self._client = redis.Redis(host=host, port=port, db=db, retry=once, **options)
         self._cluster = topology == "cluster"
+        self._lane = None if self._cluster else Lane(self._client.connection_pool, timeout_s)
         self._timeout_s = timeout_s
 
     async def fetch(self, reads: Sequence[Read]) -> list[list[Row]]:
@@ -107,45 +69,31 @@ class OnlineStore:
         Raises:
             UnavailableError: when the store does not answer.
         """
+        count = sum(len(read.keys) for read in reads)
+        if not count:
+            return [[] for _ in reads]
         try:
-            flat = await (self._fetch_cluster(reads) if self._cluster else self._fetch_one(reads))
+            with _span(count):
+                flat = await self._replies(reads, count)
         except AWAY as error:
             raise unavailable(error) from error
+        # A loading server refuses everything; a wrong type is that key's own trouble.
+        for reply in flat:
+            if isinstance(reply, Exception) and not isinstance(reply, ResponseError):
+                raise unavailable(reply)
         replies = iter(flat)
         return [[next(replies) for _ in read.keys] for read in reads]
 
-    async def fetch_quietly(self, reads: Sequence[Read]) -> list[list[Row]]:
-        """Read without spans: for round trips that belong to no trace."""
-        with suppress_instrumentation():
-            return await self.fetch(reads)
-
-    async def _fetch_one(self, reads: Sequence[Read]) -> list[Row]:
-        pool = self._client.connection_pool
-        async with _PackedPipeline(
-            pool, self._client.response_callbacks, transaction=False, shard_hint=None
-        ) as pipe:
-            pipe.packed = b"".join(_commands(reads))
-            pipe.count = sum(len(read.keys) for read in reads)
-            if not pipe.count:
-                return []
-            # What the span is named after. Its length is set by the hook in `trace_redis`.
-            pipe.command_stack = [(("HMGET",), {})]
-            return await pipe.execute()
-
-    async def _fetch_cluster(self, reads: Sequence[Read]) -> list[Row]:
+    async def _replies(self, reads: Sequence[Read], count: int) -> list[Row]:
+        if self._lane is not None:
+            commands = b"".join([read.fields.command(key) for read in reads for key in read.keys])
+            return await self._lane.ask(commands, count)
         pipe = self._client.pipeline()
-        count = 0
         for read in reads:
             for key in read.keys:
                 pipe.hmget(key, read.fields.names)
-                count += 1
-        if not count:
-            return []
-        rows = await pipe.execute(raise_on_error=False)
-        for row in rows:
-            if isinstance(row, Exception) and not isinstance(row, ResponseError):
-                raise row
-        return list(rows)
+        with suppress_instrumentation():
+            return list(await pipe.execute(raise_on_error=False))
 
     async def run_script(
         self, script: str, calls: Sequence[tuple[bytes, Sequence[bytes]]]
@@ -188,15 +136,27 @@ class OnlineStore:
 
     async def close(self) -> None:
         """Close all connections."""
+        if self._lane is not None:
+            await self._lane.close()
         await self._client.aclose()
         if self._sentinel is not None:
             for sentinel in self._sentinel.sentinels:
                 await sentinel.aclose()
 
 
-def _commands(reads: Sequence[Read]) -> Iterator[bytes]:
-    for read in reads:
-        yield from map(read.fields.command, read.keys)
+def _span(count: int) -> AbstractContextManager[Any]:
+    """Return the span of a round trip; none outside a sampled trace. Keys stay out of it."""
+    if not trace.get_current_span().get_span_context().trace_flags.sampled:
+        return nullcontext()
+    return _tracer.start_as_current_span(
+        "HMGET",
+        kind=trace.SpanKind.CLIENT,
+        attributes={
+            "db.system": "redis",
+            "db.statement": "HMGET",
+            "db.redis.pipeline_length": count,
+        },
+    )
 
 
 def unavailable(error: BaseException) -> errors.UnavailableError:
@@ -209,15 +169,10 @@ def unavailable(error: BaseException) -> errors.UnavailableError:
 
 
 def trace_redis() -> None:
-    """Give each command and pipeline of redis-py a span, in this whole process."""
+    """Give each command of redis-py a span, in this whole process; reads have their own."""
     instrumentor = RedisInstrumentor()
     if not instrumentor.is_instrumented_by_opentelemetry:
-        instrumentor.instrument(response_hook=_pipeline_length)
-
-
-def _pipeline_length(span: trace.Span, instance: Any, response: Any) -> None:
-    if isinstance(instance, _PackedPipeline) and isinstance(response, list):
-        span.set_attribute("db.redis.pipeline_length", len(response))
+        instrumentor.instrument()
 
 
 def _options(url: str, timeout_s: float) -> tuple[dict[str, Any], list[tuple[str, int]], int]:

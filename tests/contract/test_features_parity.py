@@ -149,7 +149,7 @@ class World:
         """The service over a repo."""
         live = Live(store.FeastRepo(repo.folder, settle_s=0.0), 1.0)
         assert self.runner.run(live.refresh()), live.problem
-        coalescer = Coalescer(self.online.fetch_quietly, max_keys=512)
+        coalescer = Coalescer(self.online.fetch, max_keys=512)
         pusher = Pusher(self.online, store)
         return FeaturesServicer(
             live, self.online, coalescer, store, SystemClock(), pusher, share_up_to=64

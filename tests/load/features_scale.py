@@ -117,7 +117,7 @@ async def measure(entities: Sequence[int], seconds: float) -> None:
             live = Live(Fixed(Registry("1", "p", services)), 1.0)
             await live.refresh()
             servicer = FeaturesServicer(
-                *(live, online, Coalescer(online.fetch_quietly, max_keys=512), codec),
+                *(live, online, Coalescer(online.fetch, max_keys=512), codec),
                 *(SystemClock(), Pusher(online, codec)),
                 share_up_to=64,
             )
