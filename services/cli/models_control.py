@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,10 +37,15 @@ def load(
     warm = f"warmed up in {answer.warm_up_us / 1000:.1f} ms" if answer.warm_up_us else "was warm"
     what = "serves" if answer.state.serving else "is ready"
     console.out.print(f"[green]{model} {version} {what}[/], {warm}")
+    if answer.state.serving:
+        _tell_pins(answer.pins)
 
 
 def unload(model: Model, version: Version) -> None:
-    """Drain a version and unload it. The serving one needs `rollback` first."""
+    """Drain a version and unload it. The serving one needs `rollback` first.
+
+    One that a task of the catalog names exactly is refused: change the task first.
+    """
     from twinpath.inference.v1 import model_control_pb2  # noqa: PLC0415 - not for `--help`
 
     request = model_control_pb2.UnloadModelRequest(model=model, version=version)
@@ -57,7 +62,8 @@ def rollback(
 ) -> None:
     """Give the traffic back to the version that served before, or to another loaded one.
 
-    It concerns requests that name no version; those that name one get the one that they name.
+    It moves every task whose candidate has `version: live`, with the router's next look, and
+    loses no request. A task that names an exact version stays with it, and is listed.
     """
     from twinpath.inference.v1 import model_control_pb2  # noqa: PLC0415 - not for `--help`
 
@@ -65,6 +71,16 @@ def rollback(
     answer = _ask("twinpath models rollback", lambda stub: stub.SetServing(request))
     before = f", no longer {answer.before}" if answer.before else ""
     console.out.print(f"[green]{model} {answer.state.version} serves[/]{before}")
+    _tell_pins(answer.pins)
+
+
+def _tell_pins(pins: Iterable[model_control_pb2.Pin]) -> None:
+    """Say whose traffic did not move."""
+    for pin in pins:
+        console.out.print(
+            f"[yellow]task {pin.task} stays with version {pin.version}[/], which its candidate "
+            "names; with `version: live` it would move"
+        )
 
 
 def states(

@@ -49,6 +49,7 @@ async def build(settings: LocalSettings, stack: AsyncExitStack) -> Service:
             settings.warm_up_timeout_s,
             settings.unload_drain_s,
             settings.refresh_s,
+            settings.unload_grace_s,
         )
         installer = Installer(settings.models, artifacts, models, clock, times)
         wishes = Wishes(settings.control_file)
@@ -75,7 +76,7 @@ async def build(settings: LocalSettings, stack: AsyncExitStack) -> Service:
         Mount(NAME, servicer, inference_pb2_grpc.add_InferenceServicer_to_server),
         Mount(
             CONTROL_NAME,
-            ModelControlServicer(models, control, installer),
+            ModelControlServicer(models, contracts, control, installer),
             model_control_pb2_grpc.add_ModelControlServicer_to_server,
         ),
     ]

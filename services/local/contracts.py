@@ -22,6 +22,8 @@ from twinpath.inference import tensors
 log = logging.getLogger(__name__)
 
 Key = tuple[str, str]
+# A candidate's word for the version that serves: `twinpath models load` and `rollback` move it.
+LIVE = "live"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +93,30 @@ class Contracts:
                 known.setdefault(key, []).append(contract)
         self._known = known
 
-    def keys(self) -> list[Key]:
-        """Return the models and versions that tasks name, by name, then version."""
-        return sorted(self._known)
+    def exact(self) -> list[Key]:
+        """Return the models and exact versions that tasks name, by name, then version."""
+        return sorted(key for key in self._known if key[1] != LIVE)
+
+    def live(self) -> list[str]:
+        """Return the models of which tasks want the version that serves."""
+        return sorted(name for name, version in self._known if version == LIVE)
+
+    def pins(self, name: str) -> list[Key]:
+        """Return (task, version) for each task that names an exact version of a model."""
+        return sorted(
+            (contract.task, version)
+            for (model, version), contracts in self._known.items()
+            for contract in contracts
+            if model == name and version != LIVE
+        )
 
     def fault(self, spec: ModelSpec) -> str:
-        """Return how a model differs from what a task expects of it; empty: it does not."""
-        for contract in self._known.get((spec.name, spec.version), ()):
+        """Return how a model differs from what a task expects of it; empty: it does not.
+
+        Who wants the version that serves may get any: each has to fit.
+        """
+        named = self._known.get((spec.name, spec.version), [])
+        for contract in (*named, *self._known.get((spec.name, LIVE), [])):
             found = "; ".join(contract.divergences(spec))
             if found:
                 return f"task {contract.task} can't use it: {found}"

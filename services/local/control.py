@@ -50,6 +50,7 @@ class Control:
         self._times = times
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._failed: dict[tuple[str, str], float] = {}  # when, by replica and model
+        self._retired: dict[tuple[str, str], float] = {}  # when a version ceased to serve
         self.settled = False  # every model was seen to once, on a replica
         for name in wishes:
             wish = wishes.get(name)
@@ -95,7 +96,7 @@ class Control:
             The requests that had not ended when the time to drain was up.
 
         Raises:
-            FailedPreconditionError: MODEL_NOT_LOADED; MODEL_SERVING.
+            FailedPreconditionError: MODEL_NOT_LOADED; MODEL_SERVING; MODEL_IN_USE, tasks name it.
             UnavailableError: TRITON_UNAVAILABLE.
         """
         key = (name, version)
@@ -109,6 +110,15 @@ class Control:
                     "it serves: let another version do so first",
                     metadata={"model": name, "version": version},
                 )
+            tasks = [task for task, pinned in self._contracts.pins(name) if pinned == version]
+            if tasks:
+                raise FailedPreconditionError(
+                    "MODEL_IN_USE",
+                    f"the catalog names it: {', '.join(tasks)}",
+                    metadata={"model": name, "version": version},
+                )
+            since = self._clock.monotonic() - self._retired.pop(key, -1e9)
+            await asyncio.sleep(max(0.0, self._times.grace - since))
             try:
                 left = await self._traffic.drain(key, self._times.drain)
                 wish = self._wish(name).without_version(version)
@@ -156,17 +166,22 @@ class Control:
             replicas = self._balancer.up()
             if not replicas or not self._models.loaded:
                 continue
+            await self._choose()
             await asyncio.gather(*(self._attend(replica) for replica in replicas))
             self.settled = True
 
     async def _attend(self, replica: Replica[TritonServer]) -> None:
         """See to every model on one replica."""
         named: defaultdict[str, set[str]] = defaultdict(set)
-        for name, version in (*self._contracts.keys(), *replica.loaded):
+        for name, version in self._contracts.exact():
             named[name].add(version)
+        for name, version in replica.loaded:
+            if self._wishes.get(name) is None:
+                named[name].add(version)
         for name in sorted({*named, *self._wishes}):
             wish = self._wishes.get(name)
-            versions = wish.versions if wish is not None else sorted(named[name], key=_number)
+            wanted = named[name] | set(() if wish is None else wish.versions)
+            versions = sorted(wanted, key=_number)
             have = {v for n, v in replica.loaded if n == name}
             warm = all(self._traffic.is_warm(replica.url, (name, v)) for v in versions)
             if (have == set(versions) and warm) or self._locks[name].locked():
@@ -176,6 +191,20 @@ class Control:
                 continue
             async with self._locks[name]:
                 await self._bring(replica, name, versions)
+
+    async def _choose(self) -> None:
+        """Where a task wants the version that serves and none was ever chosen: take the newest.
+
+        It is kept, so that a version that only comes to lie in the repository serves nobody.
+        """
+        for name in self._contracts.live():
+            if self._wishes.get(name) is not None or self._locks[name].locked():
+                continue
+            loaded = self._wish(name)
+            on_disk = [] if loaded.versions else await asyncio.to_thread(self._installer.on_disk)
+            numbers = sorted((v for n, v in on_disk if n == name), key=int)
+            if numbers and self._wishes.get(name) is None:
+                self._keep(name, Wish((numbers[-1],), numbers[-1]))
 
     async def _bring(
         self, replica: Replica[TritonServer], name: str, versions: Sequence[str]
@@ -213,19 +242,25 @@ class Control:
 
     def _wish(self, name: str) -> Wish:
         known = self._wishes.get(name)
-        if known is not None:
-            return known
         loaded = {
             version
             for replica in self._balancer.replicas
             for found, version in replica.loaded
             if found == name
         }
+        if known is not None:
+            for _, pinned in self._contracts.pins(name):
+                if pinned in loaded:  # for the catalog's sake: a change must not unload it
+                    known = known.with_version(pinned)
+            return known
         versions = tuple(sorted(loaded, key=_number))
         serving = [v for v in versions if self._models.peek(name, v) is not None]
         return Wish(versions, serving[-1] if serving else "")
 
     def _keep(self, name: str, wish: Wish) -> None:
+        before = self._traffic.serving(name)
+        if before and before != wish.serving:
+            self._retired[name, before] = self._clock.monotonic()
         self._wishes.put(name, wish)
         self._traffic.serve(name, wish.serving)
 

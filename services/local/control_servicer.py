@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import grpc.aio
 
 from services.chassis.errors import FailedPreconditionError, NotFoundError
+from services.local.contracts import Contracts
 from services.local.control import Control
 from services.local.install import Installer
 from services.local.models import WARMING, Known, Models
@@ -23,9 +24,14 @@ class ModelControlServicer(model_control_pb2_grpc.ModelControlServicer):
     """Serves twinpath.inference.v1.ModelControl; `control` None: there is no explicit control."""
 
     def __init__(
-        self, models: Models, control: Control | None = None, installer: Installer | None = None
+        self,
+        models: Models,
+        contracts: Contracts,
+        control: Control | None = None,
+        installer: Installer | None = None,
     ) -> None:
         self._models = models
+        self._contracts = contracts
         self._traffic = models.traffic
         self._control = control
         self._installer = installer
@@ -40,7 +46,9 @@ class ModelControlServicer(model_control_pb2_grpc.ModelControlServicer):
             control.load(request.model, request.version, aside=request.aside)
         )
         state = await self._state((request.model, request.version))
-        return model_control_pb2.LoadModelResponse(state=state, warm_up_us=took)
+        return model_control_pb2.LoadModelResponse(
+            state=state, warm_up_us=took, pins=self._pins(request.model, request.version)
+        )
 
     async def UnloadModel(
         self, request: model_control_pb2.UnloadModelRequest, context: Context
@@ -57,7 +65,9 @@ class ModelControlServicer(model_control_pb2_grpc.ModelControlServicer):
         """Let a loaded version serve; empty: the one before."""
         version, before = self._must().serve(request.model, request.version)
         state = await self._state((request.model, version))
-        return model_control_pb2.SetServingResponse(state=state, before=before)
+        return model_control_pb2.SetServingResponse(
+            state=state, before=before, pins=self._pins(request.model, version)
+        )
 
     async def ModelStates(
         self, request: model_control_pb2.ModelStatesRequest, context: Context
@@ -76,6 +86,14 @@ class ModelControlServicer(model_control_pb2_grpc.ModelControlServicer):
         return model_control_pb2.ModelStatesResponse(
             states=[await self._state(key) for key in order], explicit=self._control is not None
         )
+
+    def _pins(self, name: str, serving: str) -> list[model_control_pb2.Pin]:
+        """Return who stays with another version than the one that serves now."""
+        return [
+            model_control_pb2.Pin(task=task, version=version)
+            for task, version in self._contracts.pins(name)
+            if version != serving
+        ]
 
     def _must(self) -> Control:
         if self._control is None:
@@ -99,10 +117,7 @@ class ModelControlServicer(model_control_pb2_grpc.ModelControlServicer):
             fault = await self._installer.fault(*key)
             if fault:
                 stage, reason = model_control_pb2.STAGE_REFUSED, fault
-        serving = self._traffic.serving(key[0])
-        if not serving and known is not None and known.serves:
-            newest = self._models.peek(key[0], "")
-            serving = newest.version if newest is not None else ""
+        serving = self._models.serving(key[0])
         return model_control_pb2.VersionState(
             model=key[0],
             version=key[1],

@@ -10,8 +10,8 @@ from twinpath.common.v1 import context_pb2
 from twinpath.inference.v1 import inference_pb2, tensor_pb2
 
 
-def description(known: Known) -> inference_pb2.ModelDescription:
-    """Return the contract's description of a model."""
+def description(known: Known, *, serving: bool) -> inference_pb2.ModelDescription:
+    """Return the contract's description of a model; `serving`: it answers who names no version."""
     spec = known.spec
     state, reason = _state(known)
     described = inference_pb2.ModelDescription(
@@ -21,6 +21,7 @@ def description(known: Known) -> inference_pb2.ModelDescription:
         state=state,
         state_reason=reason,
         artifact_digest=known.artifact.digest,
+        serving=serving,
     )
     if spec is not None:
         described.inputs.extend(_tensors(spec.inputs))

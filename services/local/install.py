@@ -30,6 +30,7 @@ class Times:
     warm_up: float = 30.0
     drain: float = 30.0
     refresh: float = 2.0
+    grace: float = 5.0
 
 
 class Installer:

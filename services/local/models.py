@@ -152,6 +152,14 @@ class Models:
         found = self._known.get((name, version))
         return found if found is None else self._seen(found)
 
+    def serving(self, name: str) -> str:
+        """Return the version that answers requests which name none; empty: none does."""
+        version = self.traffic.serving(name)
+        if not version and name in self._newest:
+            version = self._newest[name].version
+        found = self._known.get((name, version))
+        return version if found is not None and found.serves else ""
+
     def _seen(self, known: Known) -> Known:
         if self._balancer.up():
             return known

@@ -53,7 +53,7 @@ class LocalServicer(inference_pb2_grpc.InferenceServicer):
         """Say what is known about the models, from the last look at Triton."""
         await self._models.refresh()
         models = [
-            description(known)
+            description(known, serving=self._models.serving(known.name) == known.version)
             for known in self._models.all()
             if request.model in ("", known.name) and request.version in ("", known.version)
         ]

@@ -57,6 +57,12 @@ class LocalSettings(ServiceSettings):
     unload_drain_s: float = Field(
         default=30.0, ge=0, description="seconds to wait for a version's requests on unloading"
     )
+    unload_grace_s: float = Field(
+        default=5.0,
+        ge=0,
+        description="seconds for which a version that served until just now answers on before it "
+        "is unloaded; longer than routers take to look (TWINPATH_ROUTER_REFRESH_S)",
+    )
     machine_usd_per_hour: float = Field(
         default=0.0, ge=0, description="price of Triton's machine; 0: not known, so no costs"
     )

@@ -18,7 +18,7 @@ from services.chassis.clock import Clock
 from services.chassis.errors import ServiceError
 from services.router.breaker import Breaker, Permit
 from services.router.budget import RetryBudget
-from services.router.catalog import Catalog, Task
+from services.router.catalog import LIVE, CandidateSpec, Catalog, Task
 from services.router.estimator import LatencyEstimator
 from services.router.objective import Objective
 from services.router.plan import Candidate, State
@@ -78,6 +78,7 @@ class Board:
         self._clock = clock
         self._interval = interval_s
         self._models: dict[str, dict[Key, inference_pb2.ModelDescription]] = {}
+        self._serving: dict[str, dict[str, str]] = {}  # by path: the version that serves, by model
         self._down: dict[str, str] = dict.fromkeys(paths, "it has not answered yet")
         self._candidates: dict[int, tuple[Task, tuple[Candidate, ...]]] = {}
         self._objectives: dict[int, tuple[Task, Objective]] = {}
@@ -85,7 +86,11 @@ class Board:
         self.drained: frozenset[str] = frozenset()
 
     def candidates(self, task: Task) -> tuple[Candidate, ...]:
-        """Return the candidates of a task, made once for each version of it."""
+        """Return the candidates of a task, made once for each version of it.
+
+        A candidate of version `live` is that of the version which serves, so that policy, plan,
+        breaker, cache, grant and record all speak of the version that is really asked.
+        """
         known = self._candidates.get(id(task))
         if known is not None and known[0] is task:
             return known[1]
@@ -94,7 +99,7 @@ class Board:
                 id=spec.id,
                 path=spec.path,
                 model=spec.model,
-                version=spec.version,
+                version=self._version(spec),
                 provider=spec.provider,
                 region=spec.region,
                 preference=place,
@@ -105,7 +110,7 @@ class Board:
                     "id": spec.id,
                     "path": spec.path,
                     "model": spec.model,
-                    "version": spec.version,
+                    "version": self._version(spec),
                     "provider": spec.provider,
                     "region": spec.region,
                     "approvals": list(spec.approvals),
@@ -117,6 +122,12 @@ class Board:
             self._candidates.clear()  # old versions of the catalog
         self._candidates[id(task)] = (task, made)
         return made
+
+    def _version(self, spec: CandidateSpec) -> str:
+        """Return a candidate's version; where none serves, `live` stays, and is not ready."""
+        if spec.version != LIVE:
+            return spec.version
+        return self._serving.get(spec.path, {}).get(spec.model, LIVE)
 
     def objective(self, task: Task) -> Objective:
         """Return a task's objective, made once for each version of it."""
@@ -249,6 +260,10 @@ class Board:
             self._down[path] = error.message
             return
         self._models[path] = {(path, m.provider, m.name, m.version): m for m in models}
+        serving = {m.name: m.version for m in models if m.serving}
+        if serving != self._serving.get(path):
+            self._serving[path] = serving
+            self._candidates.clear()
         if self._down.pop(path, None) is not None:
             log.info("path answers", extra={"path": path, "models": len(models)})
 

@@ -10,12 +10,14 @@ import asyncio
 import logging
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from services.chassis.files import FileError, digest_of, read_model
+from services.router.filters import FilterSpec
 from services.router.objective import Objective
 from services.router.policy import Policy, PolicyFile, compile_policy
 from services.router.quotas import QuotaFile, QuotaRule
@@ -77,7 +79,8 @@ class InputSpec(_Strict):
     """One tensor of the model input, and where each of its elements comes from.
 
     Each source is a feature (`view__feature`), a request field (`field:name`), a text with
-    request fields in it (`text:Summarize: {note}`), or a constant (`const:true`).
+    request fields in it (`text:Summarize: {note}`), an entity key (`entity:name`, or `{name}` in a
+    text) of which only a keyed pseudonym gets in, or a constant (`const:true`).
     """
 
     name: str
@@ -120,6 +123,11 @@ class OutputSpec(_Strict):
         return self
 
 
+# A local candidate's version may be "live": the one that serves now, which `twinpath models load`
+# and `rollback` move. The board replaces it by that version before anything is planned.
+LIVE = "live"
+
+
 class CandidateSpec(_Strict):
     """One model at one version on one path."""
 
@@ -138,6 +146,8 @@ class CandidateSpec(_Strict):
     def _provider_fits_path(self) -> CandidateSpec:
         if (self.path == "remote") != bool(self.provider):
             raise ValueError("a remote candidate names its provider, a local one does not")
+        if self.path == "remote" and self.version == LIVE:
+            raise ValueError("only a local candidate's version can be live; vendors' versions move")
         return self
 
 
@@ -195,6 +205,9 @@ class Task(_Strict):
     objective: ObjectiveSpec = Field(default_factory=ObjectiveSpec)
     resilience: ResilienceSpec = Field(default_factory=ResilienceSpec)
     cache: CacheSpec | None = Field(default=None, description="none: no answer is kept")
+    filters: FilterSpec = Field(
+        default_factory=FilterSpec, description="what is redacted, and looked for in outputs"
+    )
 
     @field_validator("candidates")
     @classmethod
@@ -222,13 +235,41 @@ class Task(_Strict):
         for spec in self.inputs:
             for source in spec.sources:
                 kind, _, rest = source.partition(":")
-                named = {"field": [rest], "text": PLACEHOLDER.findall(rest), "const": []}
+                named = {
+                    "field": [rest],
+                    "text": PLACEHOLDER.findall(rest),
+                    "entity": [rest],
+                    "const": [],
+                }
                 if kind not in named and "__" not in source:
                     raise ValueError(f"{source} is neither view__feature nor field:name")
                 for name in named.get(kind, []):
-                    if name not in self.fields:
+                    if kind == "entity" or (kind == "text" and name in self.entity.keys):
+                        self._key_fits(spec, name)
+                    elif name not in self.fields:
                         raise ValueError(f"input {spec.name} takes field {name}, which is no field")
+        for name in self.filters.entity_keys:
+            if name not in self.entity.keys:
+                raise ValueError(f"filters: entity_keys: {name} is no key of this task")
         return self
+
+    def _key_fits(self, spec: InputSpec, name: str) -> None:
+        if name not in self.entity.keys:
+            raise ValueError(f"input {spec.name} takes key {name}, which is no key of the entity")
+        if name in self.fields:
+            raise ValueError(f"{name} is a key and a field: input {spec.name} can't tell which")
+        if spec.datatype != "BYTES" or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise ValueError(f"input {spec.name}: only a text can hold a pseudonym of key {name}")
+
+    @cached_property
+    def pseudonymized(self) -> tuple[str, ...]:
+        """The entity keys of which models get a pseudonym."""
+        found = dict.fromkeys(self.filters.entity_keys)
+        for source in (source for spec in self.inputs for source in spec.sources):
+            kind, _, rest = source.partition(":")
+            names = {"entity": [rest], "text": PLACEHOLDER.findall(rest)}.get(kind, [])
+            found.update(dict.fromkeys(name for name in names if name in self.entity.keys))
+        return tuple(found)
 
     @property
     def data_class_value(self) -> int:

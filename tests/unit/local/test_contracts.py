@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,21 @@ def test_the_real_catalog_can_be_read() -> None:
     contracts.read()
     for name in ("tumour_small", "diabetes_small"):
         assert "has no input 'features'" in contracts.fault(ModelSpec(name, "1", (), ()))
+
+
+def test_who_wants_what_serves_binds_every_version(tmp_path: Path) -> None:
+    """A version that does not fit is refused; there is no exact version to load, and no pin."""
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "t.yaml").write_text(TASK.replace('m, version: "1"', "m, version: live"))
+    live = Contracts(tmp_path)
+    live.read()
+    assert (live.live(), live.exact(), live.pins("m")) == (["m"], [], [])
+    for version in ("1", "7"):
+        assert live.fault(replace(spec(), version=version)) == ""
+        assert "no output 'y'" in live.fault(replace(spec(out="z"), version=version))
+
+
+def test_exact_versions_are_pins(contracts: Contracts) -> None:
+    """Each with the task that names it."""
+    assert contracts.pins("m") == [("t", "1")]
+    assert contracts.pins("big") == []

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from twinpath.common.v1 import rules_pb2 as twinpath_dot_common_dot_v1_dot_rules__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)twinpath/inference/v1/model_control.proto\x12\x15twinpath.inference.v1\x1a\x1etwinpath/common/v1/rules.proto\"\x8f\x01\n\x0cVersionState\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12+\n\x05stage\x18\x03 \x01(\x0e\x32\x1c.twinpath.inference.v1.Stage\x12\x0f\n\x07serving\x18\x04 \x01(\x08\x12\x11\n\tin_flight\x18\x05 \x01(\x05\x12\x0e\n\x06reason\x18\x06 \x01(\t\"\x84\x01\n\x10LoadModelRequest\x12\x34\n\x05model\x18\x01 \x01(\tB%\xc2\xda\x18!\x08\x01\x18\x80\x02\"\x1a[A-Za-z0-9][A-Za-z0-9_.-]*\x12+\n\x07version\x18\x02 \x01(\tB\x1a\xc2\xda\x18\x16\x08\x01\x18\x12\"\x10[1-9][0-9]{0,17}\x12\r\n\x05\x61side\x18\x03 \x01(\x08\"[\n\x11LoadModelResponse\x12\x32\n\x05state\x18\x01 \x01(\x0b\x32#.twinpath.inference.v1.VersionState\x12\x12\n\nwarm_up_us\x18\x02 \x01(\x03\"w\n\x12UnloadModelRequest\x12\x34\n\x05model\x18\x01 \x01(\tB%\xc2\xda\x18!\x08\x01\x18\x80\x02\"\x1a[A-Za-z0-9][A-Za-z0-9_.-]*\x12+\n\x07version\x18\x02 \x01(\tB\x1a\xc2\xda\x18\x16\x08\x01\x18\x12\"\x10[1-9][0-9]{0,17}\"Z\n\x13UnloadModelResponse\x12\x32\n\x05state\x18\x01 \x01(\x0b\x32#.twinpath.inference.v1.VersionState\x12\x0f\n\x07\x63ut_off\x18\x02 \x01(\x05\"t\n\x11SetServingRequest\x12\x34\n\x05model\x18\x01 \x01(\tB%\xc2\xda\x18!\x08\x01\x18\x80\x02\"\x1a[A-Za-z0-9][A-Za-z0-9_.-]*\x12)\n\x07version\x18\x02 \x01(\tB\x18\xc2\xda\x18\x14\x18\x12\"\x10[1-9][0-9]{0,17}\"X\n\x12SetServingResponse\x12\x32\n\x05state\x18\x01 \x01(\x0b\x32#.twinpath.inference.v1.VersionState\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\",\n\x12ModelStatesRequest\x12\x16\n\x05model\x18\x01 \x01(\tB\x07\xc2\xda\x18\x03\x18\x80\x02\"\\\n\x13ModelStatesResponse\x12\x33\n\x06states\x18\x01 \x03(\x0b\x32#.twinpath.inference.v1.VersionState\x12\x10\n\x08\x65xplicit\x18\x02 \x01(\x08*}\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTAGE_UNLOADED\x10\x01\x12\x11\n\rSTAGE_WARMING\x10\x02\x12\x0f\n\x0bSTAGE_READY\x10\x03\x12\x12\n\x0eSTAGE_DRAINING\x10\x04\x12\x11\n\rSTAGE_REFUSED\x10\x05\x32\x9d\x03\n\x0cModelControl\x12^\n\tLoadModel\x12\'.twinpath.inference.v1.LoadModelRequest\x1a(.twinpath.inference.v1.LoadModelResponse\x12\x64\n\x0bUnloadModel\x12).twinpath.inference.v1.UnloadModelRequest\x1a*.twinpath.inference.v1.UnloadModelResponse\x12\x61\n\nSetServing\x12(.twinpath.inference.v1.SetServingRequest\x1a).twinpath.inference.v1.SetServingResponse\x12\x64\n\x0bModelStates\x12).twinpath.inference.v1.ModelStatesRequest\x1a*.twinpath.inference.v1.ModelStatesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)twinpath/inference/v1/model_control.proto\x12\x15twinpath.inference.v1\x1a\x1etwinpath/common/v1/rules.proto\"\x8f\x01\n\x0cVersionState\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12+\n\x05stage\x18\x03 \x01(\x0e\x32\x1c.twinpath.inference.v1.Stage\x12\x0f\n\x07serving\x18\x04 \x01(\x08\x12\x11\n\tin_flight\x18\x05 \x01(\x05\x12\x0e\n\x06reason\x18\x06 \x01(\t\"$\n\x03Pin\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\x84\x01\n\x10LoadModelRequest\x12\x34\n\x05model\x18\x01 \x01(\tB%\xc2\xda\x18!\x08\x01\x18\x80\x02\"\x1a[A-Za-z0-9][A-Za-z0-9_.-]*\x12+\n\x07version\x18\x02 \x01(\tB\x1a\xc2\xda\x18\x16\x08\x01\x18\x12\"\x10[1-9][0-9]{0,17}\x12\r\n\x05\x61side\x18\x03 \x01(\x08\"\x85\x01\n\x11LoadModelResponse\x12\x32\n\x05state\x18\x01 \x01(\x0b\x32#.twinpath.inference.v1.VersionState\x12\x12\n\nwarm_up_us\x18\x02 \x01(\x03\x12(\n\x04pins\x18\x03 \x03(\x0b\x32\x1a.twinpath.inference.v1.Pin\"w\n\x12UnloadModelRequest\x12\x34\n\x05model\x18\x01 \x01(\tB%\xc2\xda\x18!\x08\x01\x18\x80\x02\"\x1a[A-Za-z0-9][A-Za-z0-9_.-]*\x12+\n\x07version\x18\x02 \x01(\tB\x1a\xc2\xda\x18\x16\x08\x01\x18\x12\"\x10[1-9][0-9]{0,17}\"Z\n\x13UnloadModelResponse\x12\x32\n\x05state\x18\x01 \x01(\x0b\x32#.twinpath.inference.v1.VersionState\x12\x0f\n\x07\x63ut_off\x18\x02 \x01(\x05\"t\n\x11SetServingRequest\x12\x34\n\x05model\x18\x01 \x01(\tB%\xc2\xda\x18!\x08\x01\x18\x80\x02\"\x1a[A-Za-z0-9][A-Za-z0-9_.-]*\x12)\n\x07version\x18\x02 \x01(\tB\x18\xc2\xda\x18\x14\x18\x12\"\x10[1-9][0-9]{0,17}\"\x82\x01\n\x12SetServingResponse\x12\x32\n\x05state\x18\x01 \x01(\x0b\x32#.twinpath.inference.v1.VersionState\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x01(\t\x12(\n\x04pins\x18\x03 \x03(\x0b\x32\x1a.twinpath.inference.v1.Pin\",\n\x12ModelStatesRequest\x12\x16\n\x05model\x18\x01 \x01(\tB\x07\xc2\xda\x18\x03\x18\x80\x02\"\\\n\x13ModelStatesResponse\x12\x33\n\x06states\x18\x01 \x03(\x0b\x32#.twinpath.inference.v1.VersionState\x12\x10\n\x08\x65xplicit\x18\x02 \x01(\x08*}\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTAGE_UNLOADED\x10\x01\x12\x11\n\rSTAGE_WARMING\x10\x02\x12\x0f\n\x0bSTAGE_READY\x10\x03\x12\x12\n\x0eSTAGE_DRAINING\x10\x04\x12\x11\n\rSTAGE_REFUSED\x10\x05\x32\x9d\x03\n\x0cModelControl\x12^\n\tLoadModel\x12\'.twinpath.inference.v1.LoadModelRequest\x1a(.twinpath.inference.v1.LoadModelResponse\x12\x64\n\x0bUnloadModel\x12).twinpath.inference.v1.UnloadModelRequest\x1a*.twinpath.inference.v1.UnloadModelResponse\x12\x61\n\nSetServing\x12(.twinpath.inference.v1.SetServingRequest\x1a).twinpath.inference.v1.SetServingResponse\x12\x64\n\x0bModelStates\x12).twinpath.inference.v1.ModelStatesRequest\x1a*.twinpath.inference.v1.ModelStatesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,26 +46,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETSERVINGREQUEST'].fields_by_name['version']._serialized_options = b'\302\332\030\024\030\022\"\020[1-9][0-9]{0,17}'
   _globals['_MODELSTATESREQUEST'].fields_by_name['model']._loaded_options = None
   _globals['_MODELSTATESREQUEST'].fields_by_name['model']._serialized_options = b'\302\332\030\003\030\200\002'
-  _globals['_STAGE']._serialized_start=1035
-  _globals['_STAGE']._serialized_end=1160
+  _globals['_STAGE']._serialized_start=1159
+  _globals['_STAGE']._serialized_end=1284
   _globals['_VERSIONSTATE']._serialized_start=101
   _globals['_VERSIONSTATE']._serialized_end=244
-  _globals['_LOADMODELREQUEST']._serialized_start=247
-  _globals['_LOADMODELREQUEST']._serialized_end=379
-  _globals['_LOADMODELRESPONSE']._serialized_start=381
-  _globals['_LOADMODELRESPONSE']._serialized_end=472
-  _globals['_UNLOADMODELREQUEST']._serialized_start=474
-  _globals['_UNLOADMODELREQUEST']._serialized_end=593
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=595
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=685
-  _globals['_SETSERVINGREQUEST']._serialized_start=687
-  _globals['_SETSERVINGREQUEST']._serialized_end=803
-  _globals['_SETSERVINGRESPONSE']._serialized_start=805
-  _globals['_SETSERVINGRESPONSE']._serialized_end=893
-  _globals['_MODELSTATESREQUEST']._serialized_start=895
-  _globals['_MODELSTATESREQUEST']._serialized_end=939
-  _globals['_MODELSTATESRESPONSE']._serialized_start=941
-  _globals['_MODELSTATESRESPONSE']._serialized_end=1033
-  _globals['_MODELCONTROL']._serialized_start=1163
-  _globals['_MODELCONTROL']._serialized_end=1576
+  _globals['_PIN']._serialized_start=246
+  _globals['_PIN']._serialized_end=282
+  _globals['_LOADMODELREQUEST']._serialized_start=285
+  _globals['_LOADMODELREQUEST']._serialized_end=417
+  _globals['_LOADMODELRESPONSE']._serialized_start=420
+  _globals['_LOADMODELRESPONSE']._serialized_end=553
+  _globals['_UNLOADMODELREQUEST']._serialized_start=555
+  _globals['_UNLOADMODELREQUEST']._serialized_end=674
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=676
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=766
+  _globals['_SETSERVINGREQUEST']._serialized_start=768
+  _globals['_SETSERVINGREQUEST']._serialized_end=884
+  _globals['_SETSERVINGRESPONSE']._serialized_start=887
+  _globals['_SETSERVINGRESPONSE']._serialized_end=1017
+  _globals['_MODELSTATESREQUEST']._serialized_start=1019
+  _globals['_MODELSTATESREQUEST']._serialized_end=1063
+  _globals['_MODELSTATESRESPONSE']._serialized_start=1065
+  _globals['_MODELSTATESRESPONSE']._serialized_end=1157
+  _globals['_MODELCONTROL']._serialized_start=1287
+  _globals['_MODELCONTROL']._serialized_end=1700
 # @@protoc_insertion_point(module_scope)

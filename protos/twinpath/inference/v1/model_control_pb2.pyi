@@ -39,6 +39,14 @@ class VersionState(_message.Message):
     reason: str
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., stage: _Optional[_Union[Stage, str]] = ..., serving: _Optional[bool] = ..., in_flight: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
+class Pin(_message.Message):
+    __slots__ = ("task", "version")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    task: str
+    version: str
+    def __init__(self, task: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+
 class LoadModelRequest(_message.Message):
     __slots__ = ("model", "version", "aside")
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -50,12 +58,14 @@ class LoadModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., aside: _Optional[bool] = ...) -> None: ...
 
 class LoadModelResponse(_message.Message):
-    __slots__ = ("state", "warm_up_us")
+    __slots__ = ("state", "warm_up_us", "pins")
     STATE_FIELD_NUMBER: _ClassVar[int]
     WARM_UP_US_FIELD_NUMBER: _ClassVar[int]
+    PINS_FIELD_NUMBER: _ClassVar[int]
     state: VersionState
     warm_up_us: int
-    def __init__(self, state: _Optional[_Union[VersionState, _Mapping]] = ..., warm_up_us: _Optional[int] = ...) -> None: ...
+    pins: _containers.RepeatedCompositeFieldContainer[Pin]
+    def __init__(self, state: _Optional[_Union[VersionState, _Mapping]] = ..., warm_up_us: _Optional[int] = ..., pins: _Optional[_Iterable[_Union[Pin, _Mapping]]] = ...) -> None: ...
 
 class UnloadModelRequest(_message.Message):
     __slots__ = ("model", "version")
@@ -82,12 +92,14 @@ class SetServingRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class SetServingResponse(_message.Message):
-    __slots__ = ("state", "before")
+    __slots__ = ("state", "before", "pins")
     STATE_FIELD_NUMBER: _ClassVar[int]
     BEFORE_FIELD_NUMBER: _ClassVar[int]
+    PINS_FIELD_NUMBER: _ClassVar[int]
     state: VersionState
     before: str
-    def __init__(self, state: _Optional[_Union[VersionState, _Mapping]] = ..., before: _Optional[str] = ...) -> None: ...
+    pins: _containers.RepeatedCompositeFieldContainer[Pin]
+    def __init__(self, state: _Optional[_Union[VersionState, _Mapping]] = ..., before: _Optional[str] = ..., pins: _Optional[_Iterable[_Union[Pin, _Mapping]]] = ...) -> None: ...
 
 class ModelStatesRequest(_message.Message):
     __slots__ = ("model",)

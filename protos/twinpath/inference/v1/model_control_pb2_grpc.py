@@ -82,7 +82,9 @@ class ModelControlServicer:
 
     def UnloadModel(self, request, context):
         """UnloadModel stops sending to a version, waits for what it is working on, and unloads it. The
-        version that serves is refused while others are loaded: SetServing comes first.
+        version that serves is refused while others are loaded: SetServing comes first. So is one that
+        a task of the catalog names (MODEL_IN_USE). One that served until just now answers on for
+        TWINPATH_LOCAL_UNLOAD_GRACE_S first, because routers hear of the change within their interval.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,7 +92,8 @@ class ModelControlServicer:
 
     def SetServing(self, request, context):
         """SetServing names the loaded version that answers requests which name none: at once, and
-        without losing one. This is the way back from a bad version.
+        without losing one. Candidates of version `live` follow with the router's next look. This is
+        the way back from a bad version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
