@@ -15,6 +15,7 @@ from services.local import merge, metrics, tracing
 from services.local.fleet import Fleet
 from services.local.limits import Gate, Pass
 from services.local.models import Known
+from services.local.pace import Pace
 from services.local.prepare import Prepared, check_output, prepare
 from services.local.traffic import Traffic
 from services.local.triton import Answer
@@ -229,7 +230,11 @@ class Items:
         name = prepared.spec.name
         gate = self._gates.get(name)
         if gate is None:
-            gate = self._gates[name] = Gate(*self._limits)
+            limit, waiting = self._limits
+            # A stream takes as long as its text is long: that says nothing about a queue.
+            pace = None if prepared.spec.decoupled else Pace(limit)
+            gate = Gate(limit, waiting, pace=pace, now=self._clock.monotonic)
+            self._gates[name] = gate
         return gate.pass_through(prepared.rank, deadline - self._clock.monotonic())
 
     async def meter(
