@@ -116,9 +116,16 @@ class Share(Entry):
 
 
 class Limits(Share):
-    """For one model, over all replicas; and of that, for one caller."""
+    """For one model, over all replicas; and of that, for one caller.
+
+    Attributes:
+        per_caller: What one caller may have at most.
+        weights: While callers compete for the model, each gets its part by its weight, by the
+            caller's identity; 1 for who is not named.
+    """
 
     per_caller: Share = Share()
+    weights: dict[str, Annotated[float, Field(gt=0, le=1000)]] = Field(default_factory=dict)
 
 
 def checked_url(value: str, *, plain_http: bool = False) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 
 import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from services.chassis.clock import Clock, SystemClock
 from services.chassis.identity import read_public_keys
@@ -12,7 +14,8 @@ from services.chassis.run import Mount, Service
 from services.remote import catalog, providers
 from services.remote.door import Door
 from services.remote.grants import GrantVerifier, UsedGrants
-from services.remote.limits import Limits, LocalBuckets, RedisBuckets
+from services.remote.limit_store import LocalStore, RedisStore
+from services.remote.limits import Limits
 from services.remote.servicer import RemoteInference
 from services.remote.settings import RemoteSettings
 from services.remote.vendors import Vendor, Vendors
@@ -50,14 +53,19 @@ async def build(settings: RemoteSettings, stack: AsyncExitStack) -> Service:
 
 
 def _limits(settings: RemoteSettings, clock: Clock, stack: AsyncExitStack) -> Limits:
-    local = LocalBuckets(clock)
+    local = LocalStore(clock)
     if settings.state_url is None:
         return Limits(local)
     client = redis.asyncio.Redis.from_url(
         settings.state_url,
         socket_timeout=settings.state_timeout_s,
         socket_connect_timeout=settings.state_timeout_s,
-        max_connections=256,
+        single_connection_client=True,  # one script is in flight at a time
+        retry=Retry(NoBackoff(), 0),
     )
     stack.push_async_callback(client.aclose)
-    return Limits(RedisBuckets(client, local))
+    store = RedisStore(client, local, clock)
+    stack.push_async_callback(store.aclose)
+    limits = Limits(store, shared=True)
+    stack.push_async_callback(limits.aclose)
+    return limits

@@ -12,12 +12,13 @@ from services.chassis.errors import (
     DeadlineExceededError,
     InvalidArgumentError,
     PermissionDeniedError,
-    ServiceError,
+    ResourceExhaustedError,
 )
 from services.remote import meters
 from services.remote.catalog import Model, Provider
 from services.remote.grants import GrantVerifier, UsedGrants, check_fit
-from services.remote.limits import Bucket, Limits
+from services.remote.limit_store import Bucket
+from services.remote.limits import Limits
 from services.remote.prices import guess_tokens
 from services.remote.provider import Ask
 from services.remote.tensor_fit import check_inputs
@@ -66,8 +67,8 @@ class Door:
     ) -> Admitted:
         """Check everything, then use the grant up.
 
-        There is no await between the grant's use and the return: of two items with one grant
-        that arrive at once, one is admitted.
+        There is no await before the grant's use: of two items with one grant that arrive at once,
+        one is admitted; with a state store also if they arrive at two replicas.
 
         Raises:
             ServiceError: The first check that failed.
@@ -82,34 +83,41 @@ class Door:
         check_fit(claims, item, found, vendor.provider, model)
         check_inputs(given, model.inputs)
         _search(vendor.provider, given)
-        taken = await self._limits.acquire(
-            vendor.provider, model, _caller(item), _estimate(vendor, model, given)
-        )
+        use = self._used.use(claims)
         remaining = left_s - (time.monotonic() - start)
         try:
-            if remaining <= 0:
-                raise _too_late()
-            self._used.use(claims)
-        except ServiceError:
-            await self._limits.settle(taken, 0)  # it sends nothing, so it uses no tokens
+            taken = await self._limits.acquire(
+                vendor.provider,
+                model,
+                _caller(item),
+                _estimate(vendor, model, given),
+                grant=use,
+                left_s=remaining,
+            )
+        except (ResourceExhaustedError, DeadlineExceededError):
+            self._used.release(claims)  # it may come again, once there is room
             raise
+        remaining = left_s - (time.monotonic() - start)
+        if remaining <= 0:
+            self._limits.settle_soon(taken, 0)  # it sends nothing, so it uses no tokens
+            raise _too_late()
         return Admitted(vendor, Ask(model, given, remaining, headers), taken)
 
-    async def settle(self, admitted: Admitted, metering: inference_pb2.Metering) -> None:
-        """Correct the limits to what the vendor counted, if it did."""
+    def settle(self, admitted: Admitted, metering: inference_pb2.Metering) -> None:
+        """Correct the limits to what the vendor counted, if it did; nobody waits for it."""
         used = metering.input_tokens + metering.output_tokens
-        await self._limits.settle(admitted.taken, used or (None if metering.sent else 0))
+        self._limits.settle_soon(admitted.taken, used or (None if metering.sent else 0))
 
 
 def _too_late() -> DeadlineExceededError:
     return DeadlineExceededError("DEADLINE_EXCEEDED", "the item's time is up")
 
 
-def _caller(item: inference_pb2.InferItem) -> str:
-    """Return a key for the caller: a digest, since the state store need not know names."""
+def _caller(item: inference_pb2.InferItem) -> tuple[str, str]:
+    """Return a key for the caller, a digest since the state store need not know names; its name."""
     caller = item.context.caller  # not its purpose, which it chooses itself
     who = f"{len(caller.tenant)}:{caller.tenant}{caller.identity}"
-    return hashlib.sha256(who.encode()).hexdigest()[:16]
+    return hashlib.sha256(who.encode()).hexdigest()[:16], caller.identity
 
 
 def _estimate(vendor: Vendor, model: Model, given: Sequence[tensor_pb2.Tensor]) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -134,11 +135,28 @@ def check_fit(
         )
 
 
+def used_already() -> PermissionDeniedError:
+    """Return the refusal of a grant's second use."""
+    return refused("GRANT_USED", "the grant has been used already")
+
+
+class GrantUse(NamedTuple):
+    """What other replicas have to know about a grant's use.
+
+    Attributes:
+        id: The grant's.
+        remember_s: Seconds after which it can't serve any more.
+    """
+
+    id: str
+    remember_s: float
+
+
 class UsedGrants:
     """Remembers used grants until they expire; each serves once.
 
-    The memory is this process's: it does not outlive a restart, and replicas don't share it.
-    What holds across them is the expiry.
+    The memory is this process's: it does not outlive a restart, and replicas don't share it. What
+    holds across them is the state store, where there is one (see limits.py), and the expiry.
 
     Args:
         clock: Its wall clock is compared with the expiries.
@@ -157,8 +175,8 @@ class UsedGrants:
     def __len__(self) -> int:
         return len(self._used)
 
-    def use(self, claims: grant_pb2.GrantClaims) -> None:
-        """Use a grant up.
+    def use(self, claims: grant_pb2.GrantClaims) -> GrantUse:
+        """Use a grant up; return what other replicas have to know.
 
         Raises:
             PermissionDeniedError: GRANT_USED.
@@ -168,12 +186,16 @@ class UsedGrants:
         while self._by_expiry and self._by_expiry[0][0] <= now:
             self._used.discard(heapq.heappop(self._by_expiry)[1])
         if claims.grant_id in self._used:
-            raise refused("GRANT_USED", "the grant has been used already")
+            raise used_already()
         if len(self._used) >= self._limit:
             raise ResourceExhaustedError(
                 "GRANT_MEMORY_FULL", "too many live grants to tell a second use", retry_after=1.0
             )
         self._used.add(claims.grant_id)
-        heapq.heappush(
-            self._by_expiry, (claims.expire_time_unix_us + self._leeway_us, claims.grant_id)
-        )
+        until = claims.expire_time_unix_us + self._leeway_us
+        heapq.heappush(self._by_expiry, (until, claims.grant_id))
+        return GrantUse(claims.grant_id, max(0, until - now) / 1e6)
+
+    def release(self, claims: grant_pb2.GrantClaims) -> None:
+        """Take a use back: nothing was sent for it, and nothing will be."""
+        self._used.discard(claims.grant_id)

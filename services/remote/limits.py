@@ -1,204 +1,166 @@
 """How much may be asked of a model in a minute: in all, and by one caller; over all replicas.
 
-Token buckets in state Redis, one script for all buckets of an item: either every one of them has
-room, or nothing is taken. Tokens are estimated before and corrected after; a bucket may go below
-zero then, which the next ones wait for.
+Tokens are estimated before and corrected after; a bucket may go below zero then, which the next
+ones wait for. In the same step an item's grant is used up: see limit_store.py.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import contextvars
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
-import redis.asyncio
-import redis.exceptions
-
-from services.chassis.clock import Clock
-from services.chassis.errors import ResourceExhaustedError
-from services.remote import meters
+from services.chassis.errors import ResourceExhaustedError, ServiceError
 from services.remote.catalog import Model, Provider
+from services.remote.grants import GrantUse, used_already
+from services.remote.limit_store import Bucket, Claim, Refusal, Store
 
-_MINUTE_S = 60.0
 _LONGEST_WAIT_S = 60.0
-# The store's clock counts, so that replicas agree. Keys live as long as a bucket takes to fill.
-# KEYS: buckets. ARGV: for each its size (a minute's worth), and how much is taken; then 1 to take
-# only if there is room, 0 to correct in any case. Returns {0} or {position, milliseconds to wait}.
-_SCRIPT = """
-local now = redis.call('TIME')
-now = tonumber(now[1]) + tonumber(now[2]) / 1e6
-local guarded = ARGV[#ARGV] == '1'
-local levels = {}
-for i, key in ipairs(KEYS) do
-  local size, take = tonumber(ARGV[2 * i - 1]), tonumber(ARGV[2 * i])
-  local held = redis.call('HMGET', key, 'level', 'at')
-  local level = size
-  if held[1] then
-    level = math.min(size, tonumber(held[1]) + (now - tonumber(held[2])) * size / 60)
-  end
-  if guarded and level < math.min(take, size) then
-    return {i, math.ceil((math.min(take, size) - level) * 60000 / size)}
-  end
-  levels[i] = math.min(size, level - take)
-end
-for i, key in ipairs(KEYS) do
-  redis.call('HSET', key, 'level', tostring(levels[i]), 'at', string.format('%.6f', now))
-  redis.call('EXPIRE', key, 180)
-end
-return {0}
-"""
+_CORRECTION_S = 1.0
+_NO_TIME_LIMIT_S = 3600.0
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """A minute's worth of something, and how much of it an item takes.
-
-    Attributes:
-        key: Whose it is.
-        size: How much there is in a minute.
-        take: How much the item takes; the correction may be negative.
-        tokens: Whether tokens are counted, not requests.
-        caller: Whether it is one caller's.
-    """
-
-    key: str
-    size: int
-    take: float
-    tokens: bool
-    caller: bool
-
-
-class Buckets(Protocol):
-    """Where buckets are kept."""
-
-    async def take(self, buckets: Sequence[Bucket], *, guarded: bool) -> tuple[int, float] | None:
-        """Take from all of them, or, if guarded and one has no room, from none.
-
-        Returns:
-            None; or the position of a bucket without room, and the seconds until it has.
-        """
-
-
-class LocalBuckets:
-    """Buckets of this process."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._held: dict[str, tuple[float, float]] = {}
-
-    async def take(self, buckets: Sequence[Bucket], *, guarded: bool) -> tuple[int, float] | None:
-        """See `Buckets`."""
-        now = self._clock.monotonic()
-        levels = []
-        for position, bucket in enumerate(buckets):
-            level, at = self._held.get(bucket.key, (float(bucket.size), now))
-            level = min(bucket.size, level + (now - at) * bucket.size / _MINUTE_S)
-            wanted = min(bucket.take, bucket.size)
-            if guarded and level < wanted:
-                return position, (wanted - level) * _MINUTE_S / bucket.size
-            levels.append(min(float(bucket.size), level - bucket.take))
-        for bucket, level in zip(buckets, levels, strict=True):
-            self._held[bucket.key] = (level, now)
-        if len(self._held) > 100_000:  # callers come and go; a full bucket need not be kept
-            self._held = {k: v for k, v in self._held.items() if now - v[1] < _MINUTE_S}
-        return None
-
-
-class RedisBuckets:
-    """Buckets of all replicas; while the store is away, each replica's own.
+class Limits:
+    """Holds items to the limits of the catalog.
 
     Args:
-        client: The state store; its time-outs bound what a limit adds to a call.
-        local: Serves while the store does not answer.
+        store: Where they are kept.
+        shared: Whether the store remembers grants for all replicas: then it is asked also where
+            there is no limit.
     """
 
-    def __init__(self, client: redis.asyncio.Redis, local: LocalBuckets) -> None:
-        self._script = client.register_script(_SCRIPT)
-        self._local = local
-        self._away = False
-
-    async def take(self, buckets: Sequence[Bucket], *, guarded: bool) -> tuple[int, float] | None:
-        """See `Buckets`."""
-        arguments: list[str | float | int] = []
-        for bucket in buckets:
-            arguments += [bucket.size, bucket.take]
-        try:
-            found = await self._script(
-                keys=[bucket.key for bucket in buckets], args=[*arguments, int(guarded)]
-            )
-        except (redis.exceptions.RedisError, OSError) as error:
-            if not self._away:
-                log.warning(
-                    "limits are this replica's own: the state store is away",
-                    extra={"error": type(error).__name__},
-                )
-            self._away = True
-            meters.LIMITS_LOCAL.inc()
-            return await self._local.take(buckets, guarded=guarded)
-        self._away = False
-        return None if found[0] == 0 else (int(found[0]) - 1, int(found[1]) / 1000)
-
-
-class Limits:
-    """Holds items to the limits of the catalog."""
-
-    def __init__(self, buckets: Buckets) -> None:
-        self._buckets = buckets
+    def __init__(self, store: Store, *, shared: bool = False) -> None:
+        self._store = store
+        self._shared = shared
+        self._corrections: set[asyncio.Task[None]] = set()
 
     async def acquire(
-        self, provider: Provider, model: Model, caller: str, tokens: int
+        self,
+        provider: Provider,
+        model: Model,
+        caller: tuple[str, str],
+        tokens: int,
+        *,
+        grant: GrantUse | None = None,
+        left_s: float = _NO_TIME_LIMIT_S,
     ) -> Sequence[Bucket]:
-        """Take one request and about so many tokens; return what was taken.
+        """Take one request and about so many tokens, and use the grant up; or take nothing.
+
+        Args:
+            provider: Of the model.
+            model: Whose limits.
+            caller: A key for the caller, and its name in the catalog's weights.
+            tokens: About how many tokens the item takes.
+            grant: What the item's grant permits once, over all replicas.
+            left_s: Seconds that this may take.
+
+        Returns:
+            What was taken of the buckets.
 
         Raises:
             ResourceExhaustedError: RATE_LIMITED, with what is limited and how long to wait.
+            PermissionDeniedError: GRANT_USED.
+            DeadlineExceededError: The time was up.
         """
         buckets = _buckets(provider, model, caller, tokens)
-        if not buckets:
+        remembered = grant if self._shared else None
+        if not buckets and remembered is None:
             return buckets
-        full = await self._buckets.take(buckets, guarded=True)
-        if full is None:
+        claim = Claim(buckets)
+        if remembered is not None:
+            claim = Claim(buckets, grant=remembered.id, remember_s=remembered.remember_s)
+        refusal = await self._store.take(claim, left_s)
+        if refusal is None:
             return buckets
-        bucket, wait = buckets[full[0]], min(full[1], _LONGEST_WAIT_S)
-        whose = "this caller" if bucket.caller else "all callers"
-        what = "tokens" if bucket.tokens else "requests"
-        raise ResourceExhaustedError(
-            "RATE_LIMITED",
-            f"vendor {provider.name}: no more {what} for {whose} in this minute",
-            metadata={
-                "provider": provider.name,
-                "model": model.name,
-                "limit": f"{what}_per_minute",
-                "scope": "caller" if bucket.caller else "model",
-            },
-            retry_after=wait,
-        )
+        if refusal.bucket is None:
+            raise used_already()
+        raise _limited(provider, model, refusal.bucket, refusal)
 
     async def settle(self, taken: Sequence[Bucket], tokens: int | None) -> None:
         """Correct the tokens that were taken to those that were used; None: not known."""
         if tokens is None:
             return
         buckets = [
-            Bucket(b.key, b.size, tokens - b.take, tokens=True, caller=b.caller)
+            Bucket(b.key, b.size, tokens - b.take, tokens=True, caller=b.caller,
+                   weight=b.weight, who=b.who)
             for b in taken
             if b.tokens and tokens != b.take
-        ]
+        ]  # fmt: skip
         if buckets:
-            await self._buckets.take(buckets, guarded=False)
+            await self._store.take(Claim(buckets, guarded=False), _CORRECTION_S)
+
+    def settle_soon(self, taken: Sequence[Bucket], tokens: int | None) -> None:
+        """Correct as `settle` does, while the answer is on its way: nobody waits for it."""
+        if tokens is None or not any(b.tokens and tokens != b.take for b in taken):
+            return
+        # An empty context: a correction outlives its call, and must not inherit its deadline.
+        task = asyncio.get_running_loop().create_task(
+            self._settle_quietly(taken, tokens), context=contextvars.Context()
+        )
+        self._corrections.add(task)
+        task.add_done_callback(self._corrections.discard)
+
+    async def _settle_quietly(self, taken: Sequence[Bucket], tokens: int) -> None:
+        try:
+            await self.settle(taken, tokens)
+        except ServiceError as error:
+            log.warning("an estimate was not corrected", extra={"reason": error.reason})
+
+    async def aclose(self) -> None:
+        """Wait a moment for the corrections that are on their way."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CORRECTION_S):
+                await asyncio.gather(*self._corrections, return_exceptions=True)
 
 
-def _buckets(provider: Provider, model: Model, caller: str, tokens: int) -> list[Bucket]:
-    # The braces keep all buckets of a model on one node of a cluster: one script, one node.
-    prefix = f"twinpath:limit:{{{provider.name}/{model.name}}}"
+def _limited(
+    provider: Provider, model: Model, bucket: Bucket, refusal: Refusal
+) -> ResourceExhaustedError:
+    scope, whose = "model", "all callers"
+    if bucket.caller:
+        scope, whose = "caller", "this caller"
+    elif refusal.share:
+        scope, whose = "share", "this caller's share, while others ask too,"
+    what = "tokens" if bucket.tokens else "requests"
+    return ResourceExhaustedError(
+        "RATE_LIMITED",
+        f"vendor {provider.name}: no more {what} for {whose} in this minute",
+        metadata={
+            "provider": provider.name,
+            "model": model.name,
+            "limit": f"{what}_per_minute",
+            "scope": scope,
+        },
+        retry_after=min(refusal.wait_s, _LONGEST_WAIT_S),
+    )
+
+
+def _buckets(
+    provider: Provider, model: Model, caller: tuple[str, str], tokens: int
+) -> list[Bucket]:
+    limits = model.limits
+    who, name = caller
+    prefix = f"twinpath:limit:{provider.name}/{model.name}"
     found = []
-    for share, whose in ((model.limits, ""), (model.limits.per_caller, caller)):
-        own = share is model.limits.per_caller
-        if share.requests_per_minute is not None:
-            key = f"{prefix}:requests:{whose}"
-            found.append(Bucket(key, share.requests_per_minute, 1, tokens=False, caller=own))
-        if share.tokens_per_minute is not None:
-            key = f"{prefix}:tokens:{whose}"
-            found.append(Bucket(key, share.tokens_per_minute, tokens, tokens=True, caller=own))
+    weight = limits.weights.get(name, 1.0)
+    for size, counted, take in (
+        (limits.requests_per_minute, "requests", 1),
+        (limits.tokens_per_minute, "tokens", tokens),
+    ):
+        if size is not None:
+            found.append(
+                Bucket(f"{prefix}:{counted}:", size, take, tokens=counted == "tokens",
+                       caller=False, weight=weight, who=who)
+            )  # fmt: skip
+    own = limits.per_caller
+    for size, counted, take in (
+        (own.requests_per_minute, "requests", 1),
+        (own.tokens_per_minute, "tokens", tokens),
+    ):
+        if size is not None:
+            key = f"{prefix}:{counted}:of:{who}"
+            found.append(Bucket(key, size, take, tokens=counted == "tokens", caller=True))
     return found

@@ -31,7 +31,7 @@ _NETWORK = re.compile(
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}\b")
 # International with +, or with 00; or national in groups with a bracketed area code.
 _PHONE = re.compile(
-    r"(?<![\w+])(?:\+|00)[1-9](?:[ ().\-/]{0,2}\d){7,14}(?!\d)"
+    r"(?<![\w+])(?<!\d\.)(?:\+|00)[1-9](?:[ ().\-/]{0,2}\d){7,14}(?!\d)"
     r"|(?<!\w)\(\d{3}\) ?\d{3}[ .-]\d{4}(?!\d)|(?<![\d.-])\d{3}-\d{3}-\d{4}(?![\d-])"
 )
 _SSN = re.compile(r"(?<![\d-])(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\d-])")

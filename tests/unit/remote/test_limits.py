@@ -13,7 +13,8 @@ from services.chassis.errors import ResourceExhaustedError, from_status
 from services.cli.embedded.valkey import Valkey
 from services.remote.catalog import Model, Provider
 from services.remote.catalog_access import Limits as Share
-from services.remote.limits import Limits, LocalBuckets, RedisBuckets
+from services.remote.limit_store import LocalStore, RedisStore
+from services.remote.limits import Limits
 from tests.local_path import running
 from tests.support import free_port
 from tests.unit.remote.support import make_item, start_remote
@@ -56,7 +57,7 @@ async def redis_limits(url: str) -> AsyncIterator[Limits]:
     """Limits in the state store, emptied."""
     client = redis.asyncio.Redis.from_url(url)
     await client.flushdb()
-    yield Limits(RedisBuckets(client, LocalBuckets(HeldClock())))
+    yield Limits(RedisStore(client, LocalStore(clock := HeldClock()), clock))
     await client.aclose()
 
 
@@ -64,7 +65,7 @@ async def redis_limits(url: str) -> AsyncIterator[Limits]:
 async def limits(request: pytest.FixtureRequest, valkey: str) -> AsyncIterator[Limits]:
     """Both kinds of buckets."""
     if request.param == "local":
-        yield Limits(LocalBuckets(HeldClock()))
+        yield Limits(LocalStore(HeldClock()))
         return
     async with redis_limits(valkey) as found:
         yield found
@@ -73,7 +74,7 @@ async def limits(request: pytest.FixtureRequest, valkey: str) -> AsyncIterator[L
 async def admitted(limits: Limits, chosen: Model, caller: str, tokens: int, tries: int) -> int:
     """How many of so many tries at once were admitted."""
     results = await asyncio.gather(
-        *(limits.acquire(PROVIDER, chosen, caller, tokens) for _ in range(tries)),
+        *(limits.acquire(PROVIDER, chosen, (caller, caller), tokens) for _ in range(tries)),
         return_exceptions=True,
     )
     for result in results:
@@ -104,9 +105,9 @@ async def test_a_refused_item_takes_nothing(limits: Limits) -> None:
 async def test_the_refusal_says_what_and_how_long(limits: Limits) -> None:
     """RESOURCE_EXHAUSTED with the limit's name, its scope, and when there is room again."""
     chosen = model(per_caller={"tokens_per_minute": 60})
-    await limits.acquire(PROVIDER, chosen, "a", 60)
+    await limits.acquire(PROVIDER, chosen, ("a", "a"), 60)
     with pytest.raises(ResourceExhaustedError) as caught:
-        await limits.acquire(PROVIDER, chosen, "a", 30)
+        await limits.acquire(PROVIDER, chosen, ("a", "a"), 30)
     error = caught.value
     assert error.reason == "RATE_LIMITED"
     assert (error.metadata["limit"], error.metadata["scope"]) == ("tokens_per_minute", "caller")
@@ -116,11 +117,13 @@ async def test_the_refusal_says_what_and_how_long(limits: Limits) -> None:
 async def test_estimates_are_corrected_both_ways(limits: Limits) -> None:
     """What was not used is given back; what was used beyond is owed."""
     chosen = model(tokens_per_minute=100)
-    taken = await limits.acquire(PROVIDER, chosen, "a", 100)
+    taken = await limits.acquire(PROVIDER, chosen, ("a", "a"), 100)
     assert await admitted(limits, chosen, "a", 10, 1) == 0
     await limits.settle(taken, 40)
     assert await admitted(limits, chosen, "a", 60, 1) == 1
-    await limits.settle(await limits.acquire(PROVIDER, model(tokens_per_minute=9), "b", 0), 5)
+    await limits.settle(
+        await limits.acquire(PROVIDER, model(tokens_per_minute=9), ("b", "b"), 0), 5
+    )
     await limits.settle(taken, None)  # nothing is known: nothing is corrected
 
 
@@ -136,7 +139,7 @@ async def test_an_item_larger_than_a_minute_is_admitted_once_the_bucket_is_full(
 async def test_room_comes_back_with_time() -> None:
     """A minute's worth in a minute, evenly."""
     clock = HeldClock()
-    limits = Limits(LocalBuckets(clock))
+    limits = Limits(LocalStore(clock))
     chosen = model(requests_per_minute=6)
     assert await admitted(limits, chosen, "a", 1, 9) == 6
     clock.now = 10.0
@@ -150,7 +153,7 @@ async def test_replicas_share_what_there_is(valkey: str) -> None:
     chosen = model(requests_per_minute=6)
     async with redis_limits(valkey) as first:
         client = redis.asyncio.Redis.from_url(valkey)
-        second = Limits(RedisBuckets(client, LocalBuckets(HeldClock())))
+        second = Limits(RedisStore(client, LocalStore(clock := HeldClock()), clock))
         counts = await asyncio.gather(
             *(admitted(replica, chosen, "a", 1, 10) for replica in (first, second))
         )
@@ -161,7 +164,7 @@ async def test_replicas_share_what_there_is(valkey: str) -> None:
 async def test_without_the_store_each_replica_holds_to_the_limit_itself(caplog) -> None:
     """Neither an outage for callers nor a door without a limit; said once in the log."""
     client = redis.asyncio.Redis.from_url(f"redis://127.0.0.1:{free_port()}")
-    limits = Limits(RedisBuckets(client, LocalBuckets(HeldClock())))
+    limits = Limits(RedisStore(client, LocalStore(clock := HeldClock()), clock))
     assert await admitted(limits, model(requests_per_minute=3), "a", 1, 9) == 3
     assert caplog.text.count("the state store is away") == 1
     await client.aclose()

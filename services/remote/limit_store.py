@@ -1,0 +1,319 @@
+"""Where limits and used grants are kept: for all replicas in state Redis, else in this process.
+
+A claim is what one item takes: from every bucket, and its grant for good. All of it is taken, or
+nothing is. Claims that wait while the store works go out together with the next script, so that a
+busy replica makes few round trips and a quiet one no detour.
+
+A bucket holds a minute's worth and fills evenly. Of a bucket that callers share, the upper half
+goes to whoever comes; the lower half only within a caller's weighted share of the whole, counted
+over those that came within the last minute. So one caller alone may take everything, and whoever
+joins finds room.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import redis.asyncio
+import redis.exceptions
+
+from services.chassis.clock import Clock
+from services.chassis.coalesce import Coalescer
+from services.chassis.errors import ServiceError
+from services.remote import meters
+
+_MINUTE_S = 60.0
+_AWAY_S = 0.5
+_USED = -1
+_OF_SHARE = 1000
+# The store's clock counts, so that replicas agree. Keys live as long as a bucket takes to fill.
+# ARGV: how many claims; for each: 1 to take only if there is room (0 to correct in any case),
+# how many buckets, milliseconds for which its grant is remembered (0: it has none); for each of
+# its buckets: size, take, the caller's weight (0: nobody shares it).
+# KEYS: for each claim its grant, if any; for each bucket its own and, if shared, the caller's
+# share of it and those who share it.
+# Returns for each claim what `_refusal` reads: a code, and milliseconds to wait.
+_SCRIPT = """
+local now = redis.call('TIME')
+now = tonumber(now[1]) + tonumber(now[2]) / 1e6
+local at_key, at_arg = 0, 1
+local function key() at_key = at_key + 1; return KEYS[at_key] end
+local function arg() at_arg = at_arg + 1; return tonumber(ARGV[at_arg]) end
+local held, sharers, out = {}, {}, {}
+local function level(name, size)
+  local one = held[name]
+  if not one then
+    local found = redis.call('HMGET', name, 'level', 'at')
+    one = {size, false}
+    if found[1] then
+      one[1] = math.min(size, tonumber(found[1]) + (now - tonumber(found[2])) * size / 60)
+    end
+    held[name] = one
+  end
+  return one[1]
+end
+local function put(name, value) held[name][1] = value; held[name][2] = true end
+local function all_weights(name, who, weight)
+  local one = sharers[name]
+  if not one then
+    redis.call('ZREMRANGEBYSCORE', name, '-inf', now - 60)
+    one = {total = 0}
+    for _, member in ipairs(redis.call('ZRANGE', name, 0, -1)) do
+      local theirs, id = string.match(member, '^([^|]*)|(.*)$')
+      one[id] = true
+      one.total = one.total + tonumber(theirs)
+    end
+    sharers[name] = one
+  end
+  if not one[who] then one.total = one.total + weight end
+  redis.call('ZADD', name, now, string.format('%.17g', weight) .. '|' .. who)
+  redis.call('EXPIRE', name, 120)
+  one[who] = true
+  return one.total
+end
+for _ = 1, tonumber(ARGV[1]) do
+  local guarded, count, remember = arg(), arg(), arg()
+  local grant = remember > 0 and key() or nil
+  local code, wait, writes = 0, 0, {}
+  for i = 1, count do
+    local size, take, weight = arg(), arg(), arg()
+    local name = key()
+    local left = level(name, size)
+    if guarded == 1 and code == 0 and left < math.min(take, size) then
+      code, wait = i, math.ceil((math.min(take, size) - left) * 60000 / size)
+    end
+    writes[#writes + 1] = {name, math.min(size, left - take)}
+    if weight > 0 then
+      local share, callers = key(), key()
+      local total = all_weights(callers, share, weight)
+      local part = size * weight / total
+      local mine = math.min(part, level(share, part))
+      local contended = total > weight and left - take < size / 2
+      if guarded == 1 and code == 0 and contended and mine < math.min(take, part) then
+        code, wait = 1000 + i, math.ceil((math.min(take, part) - mine) * 60000 / part)
+      end
+      local after = mine - take
+      if not contended then after = math.max(0, after) end
+      writes[#writes + 1] = {share, math.max(-part, math.min(part, after))}
+    end
+  end
+  if code == 0 and grant and not redis.call('SET', grant, 1, 'NX', 'PX', remember) then
+    code = -1
+  end
+  if code == 0 then
+    for _, write in ipairs(writes) do put(write[1], write[2]) end
+  end
+  out[#out + 1] = code
+  out[#out + 1] = wait
+end
+for name, one in pairs(held) do
+  if one[2] then
+    redis.call('HSET', name, 'level', string.format('%.17g', one[1]),
+      'at', string.format('%.6f', now))
+    redis.call('EXPIRE', name, 180)
+  end
+end
+return out
+"""
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A minute's worth of something, and how much of it an item takes.
+
+    Attributes:
+        key: Whose it is.
+        size: How much there is in a minute.
+        take: How much the item takes; the correction may be negative.
+        tokens: Whether tokens are counted, not requests.
+        caller: Whether it is one caller's.
+        weight: The caller's weight among those that share it; 0: it is not shared.
+        who: The caller, where it is shared.
+    """
+
+    key: str
+    size: int
+    take: float
+    tokens: bool
+    caller: bool
+    weight: float = 0.0
+    who: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one item takes.
+
+    Attributes:
+        buckets: From where.
+        guarded: Whether it is refused where there is no room; a correction is not.
+        grant: The id of the grant that it uses up; empty: none.
+        remember_s: For how long its use is remembered.
+    """
+
+    buckets: Sequence[Bucket]
+    guarded: bool = True
+    grant: str = ""
+    remember_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why nothing was taken.
+
+    Attributes:
+        bucket: The one without room; None: the grant has been used already.
+        wait_s: Seconds until it has room.
+        share: Whether there is room, but not within this caller's share.
+    """
+
+    bucket: Bucket | None
+    wait_s: float = 0.0
+    share: bool = False
+
+
+class Store(Protocol):
+    """Where buckets and used grants are kept."""
+
+    async def take(self, claim: Claim, left_s: float) -> Refusal | None:
+        """Take all of a claim, or nothing. A grant's use may be known to one replica only.
+
+        Raises:
+            ServiceError: There was no time to ask (`left_s` seconds).
+        """
+
+
+class LocalStore:
+    """Buckets of this process. Grants are not its business: see `grants.UsedGrants`."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._held: dict[str, tuple[float, float]] = {}
+        self._sharers: dict[str, dict[str, tuple[float, float]]] = {}
+
+    async def take(self, claim: Claim, left_s: float) -> Refusal | None:
+        """See `Store`."""
+        del left_s
+        now = self._clock.monotonic()
+        writes: dict[str, float] = {}
+        for bucket in claim.buckets:
+            left = self._level(bucket.key, bucket.size, now)
+            wanted = min(bucket.take, bucket.size)
+            if claim.guarded and left < wanted:
+                return Refusal(bucket, (wanted - left) * _MINUTE_S / bucket.size)
+            writes[bucket.key] = min(float(bucket.size), left - bucket.take)
+            if not bucket.weight:
+                continue
+            total = self._weights(bucket, now)
+            part = bucket.size * bucket.weight / total
+            share = _share_key(bucket)
+            mine = self._level(share, part, now)
+            wanted = min(bucket.take, part)
+            contended = total > bucket.weight and left - bucket.take < bucket.size / 2
+            if claim.guarded and contended and mine < wanted:
+                return Refusal(bucket, (wanted - mine) * _MINUTE_S / part, share=True)
+            after = mine - bucket.take
+            writes[share] = max(-part, min(part, after if contended else max(0.0, after)))
+        self._held.update((key, (level, now)) for key, level in writes.items())
+        if len(self._held) > 100_000:  # callers come and go; a full bucket need not be kept
+            self._held = {k: v for k, v in self._held.items() if now - v[1] < _MINUTE_S}
+        return None
+
+    def _level(self, key: str, size: float, now: float) -> float:
+        level, at = self._held.get(key, (size, now))
+        return min(size, level + (now - at) * size / _MINUTE_S)
+
+    def _weights(self, bucket: Bucket, now: float) -> float:
+        """Return the weights of all that came within a minute, this caller included."""
+        sharers = self._sharers.setdefault(bucket.key, {})
+        sharers[bucket.who] = (bucket.weight, now)
+        gone = [who for who, (_, at) in sharers.items() if now - at > _MINUTE_S]
+        for who in gone:
+            del sharers[who]
+        return sum(weight for weight, _ in sharers.values())
+
+
+class RedisStore:
+    """Buckets and used grants of all replicas; while the store is away, each replica's own.
+
+    Args:
+        client: The state store, without retries: a claim whose answer was lost must not be made
+            twice. Its time-outs bound what a claim adds to a call.
+        local: Serves while the store does not answer.
+        clock: Its monotonic clock tells when to try again.
+    """
+
+    def __init__(self, client: redis.asyncio.Redis, local: Store, clock: Clock) -> None:
+        self._script = client.register_script(_SCRIPT)
+        self._local = local
+        self._clock = clock
+        self._again_at = float("-inf")
+        self._claims: Coalescer[Claim, Refusal | None] = Coalescer(self._send, clock, name="limits")
+
+    async def take(self, claim: Claim, left_s: float) -> Refusal | None:
+        """See `Store`."""
+        return await self._claims.submit(claim, None, self._clock.monotonic() + left_s)
+
+    async def aclose(self) -> None:
+        """Give up what is in flight."""
+        await self._claims.close()
+
+    async def _send(
+        self, claims: Sequence[Claim], left_s: float
+    ) -> Sequence[Refusal | ServiceError | None]:
+        now = self._clock.monotonic()
+        if now >= self._again_at:
+            keys, arguments = _written(claims)
+            try:
+                found = await self._script(keys=keys, args=arguments)
+            except (redis.exceptions.RedisError, OSError) as error:
+                if self._again_at == float("-inf"):
+                    log.warning(
+                        "limits and used grants are this replica's own: the state store is away",
+                        extra={"error": type(error).__name__},
+                    )
+                self._again_at = self._clock.monotonic() + _AWAY_S
+            else:
+                self._again_at = float("-inf")
+                pairs = zip(found[::2], found[1::2], strict=True)
+                return [
+                    _refusal(claim, int(code), int(wait))
+                    for claim, (code, wait) in zip(claims, pairs, strict=True)
+                ]
+        meters.LIMITS_LOCAL.inc(len(claims))
+        return [await self._local.take(claim, left_s) for claim in claims]
+
+
+def _share_key(bucket: Bucket) -> str:
+    return f"{bucket.key}share:{bucket.who}"
+
+
+def _written(claims: Sequence[Claim]) -> tuple[list[str], list[str | float | int]]:
+    """Return the script's keys and arguments."""
+    keys: list[str] = []
+    arguments: list[str | float | int] = [len(claims)]
+    for claim in claims:
+        remember_ms = max(1, int(claim.remember_s * 1000)) if claim.grant else 0
+        arguments += [int(claim.guarded), len(claim.buckets), remember_ms]
+        if claim.grant:
+            keys.append(f"twinpath:grant:{claim.grant}")
+        for bucket in claim.buckets:
+            arguments += [bucket.size, bucket.take, bucket.weight]
+            keys.append(bucket.key)
+            if bucket.weight:
+                keys += [_share_key(bucket), f"{bucket.key}callers"]
+    return keys, arguments
+
+
+def _refusal(claim: Claim, code: int, wait_ms: int) -> Refusal | None:
+    if code == 0:
+        return None
+    if code == _USED:
+        return Refusal(None)
+    of_share = code > _OF_SHARE
+    bucket: Any = claim.buckets[code - (_OF_SHARE if of_share else 0) - 1]
+    return Refusal(bucket, wait_ms / 1000, share=of_share)
