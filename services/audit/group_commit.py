@@ -8,10 +8,13 @@ success again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 from services.audit.journal import JournalError, JournalFailedError, JournalFullError
@@ -72,8 +75,15 @@ class GroupCommit:
         self._waiting_bytes = 0
         self._fatal: JournalFailedError | None = None
         self._closed = False
-        self._writer: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._writing = False
+        self._idle: asyncio.Future[None] | None = None
+        # Nothing that runs here may inherit the call that happened to start it.
+        self._context = contextvars.Context()
+        self._loop = asyncio.get_running_loop()
+        # A thread and a queue of our own: an executor makes two futures for each batch.
+        self._batches: SimpleQueue[list[_Waiting] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="journal", daemon=True)
+        self._thread.start()
 
     @property
     def failed(self) -> bool:
@@ -111,51 +121,75 @@ class GroupCommit:
         size = sum(map(len, leaves)) + extra_bytes
         if self._waiting_bytes + size > self._max_waiting_bytes:
             raise QueueFullError(f"{self._waiting_bytes} bytes wait for the disk")
-        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[int] = self._loop.create_future()
         self._waiting.append(_Waiting(leaves, list(map(leaf_hash, leaves)), note, size, done))
         self._waiting_bytes += size
-        if self._writer is None:
-            self._writer = asyncio.create_task(self._write())
+        if not self._writing:
+            self._writing = True
+            # Once around the loop: what has arrived by now comes along.
+            self._loop.call_soon(self._soon, context=self._context)
         return done
 
     async def close(self) -> None:
         """Let what waits become durable, take nothing more, and stop the thread."""
         self._closed = True
-        if self._writer is not None:
-            await asyncio.wait({self._writer})
-        self._thread.shutdown(wait=True)
+        if self._writing:
+            self._idle = self._idle or self._loop.create_future()
+            await asyncio.shield(self._idle)
+        self._batches.put(None)
+        self._thread.join()
 
-    async def _write(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            while self._waiting:
-                await asyncio.sleep(0)  # what has arrived by now comes along
-                group = self._take()
-                leaves = [leaf for waiting in group for leaf in waiting.leaves]
-                hashes = [hashed for waiting in group for hashed in waiting.hashes]
+    def _soon(self) -> None:
+        self._loop.call_soon(self._next, context=self._context)
+
+    def _next(self) -> None:
+        """Hand the next batch to the thread, or rest."""
+        if self._waiting:
+            self._batches.put(self._take())
+            return
+        self._writing = False
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+    def _serve(self) -> None:
+        """Write batches until there is a None: the thread."""
+        while (group := self._batches.get()) is not None:
+            leaves = [leaf for waiting in group for leaf in waiting.leaves]
+            hashes = [hashed for waiting in group for hashed in waiting.hashes]
+            written: int | BaseException
+            try:
                 notes = [waiting.note for waiting in group]
-                try:
-                    index = await loop.run_in_executor(
-                        self._thread, self._log.append, leaves, b"".join(hashes), notes
-                    )
-                    self._on_commit(index, hashes, notes)
-                except JournalFullError as error:
-                    _tell(group, error)
-                except BaseException as error:  # noqa: BLE001 - of whatever kind: trust is gone
-                    self._die(error, group)
-                    return
-                else:
-                    for waiting in group:
-                        if not waiting.done.done():
-                            waiting.done.set_result(index)
-                        index += len(waiting.leaves)
-                finally:
-                    self._waiting_bytes -= sum(waiting.size for waiting in group)
-        finally:
-            self._writer = None
+                written = self._log.append(leaves, b"".join(hashes), notes)
+            except BaseException as error:  # noqa: BLE001 - judged on the loop
+                written = error
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(
+                    self._ended, group, hashes, written, context=self._context
+                )
+
+    def _ended(
+        self, group: list[_Waiting], hashes: list[bytes], written: int | BaseException
+    ) -> None:
+        """Tell what became of a batch, and go on with the next one."""
+        self._waiting_bytes -= sum([waiting.size for waiting in group])
+        if isinstance(written, JournalFullError):
+            _tell(group, written)
+        elif isinstance(written, BaseException):
+            self._die(written, group)
+        else:
+            try:
+                self._on_commit(written, hashes, [waiting.note for waiting in group])
+            except BaseException as error:  # noqa: BLE001 - of whatever kind: trust is gone
+                self._die(error, group)
+            else:
+                for waiting in group:
+                    if not waiting.done.done():
+                        waiting.done.set_result(written)
+                    written += len(waiting.leaves)
+        self._next()
 
     def _take(self) -> list[_Waiting]:
-        group, count = [self._waiting.popleft()], 0
+        group = [self._waiting.popleft()]
         count = len(group[0].leaves)
         while self._waiting and count + len(self._waiting[0].leaves) <= self._max_batch:
             group.append(self._waiting.popleft())

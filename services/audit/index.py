@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 VERSION = 1
 NO_CANDIDATES: tuple[tuple[int, str, str], ...] = ()
@@ -38,9 +39,8 @@ CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value INTEGER NOT NULL)
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What the index knows of one record.
+class Row(NamedTuple):
+    """What the index knows of one record; the first eight are columns of `records`.
 
     Attributes:
         decision: the decision's id.
@@ -150,19 +150,7 @@ class Index:
         opened = []
         closed = []
         for leaf, row in enumerate(rows, first):
-            records.append(
-                (
-                    leaf,
-                    row.decision,
-                    row.kind,
-                    row.task,
-                    row.subject,
-                    row.caller,
-                    row.time_us,
-                    row.egress,
-                    row.fallback,
-                )
-            )
+            records.append((leaf, *row[:8]))
             models.extend((model, ver, leaf, path) for path, model, ver in row.candidates)
             if row.opens_until_us:
                 opened.append((row.decision, leaf, row.opens_until_us))

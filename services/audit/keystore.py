@@ -50,6 +50,7 @@ class SubjectKeys:
     hmac_key: bytes
     payload_key: bytes
     _pads: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
+    _cipher: list[AESGCM] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def mac(self, message: bytes) -> bytes:
         """Return HMAC-SHA-256 (RFC 2104) under the subject's key, 32 bytes.
@@ -69,7 +70,7 @@ class SubjectKeys:
     def seal(self, payload: bytes, bound_to: bytes) -> bytes:
         """Encrypt with AES-256-GCM, bound to e.g. a decision id; nonce, ciphertext and tag."""
         nonce = os.urandom(_NONCE)
-        return nonce + AESGCM(self.payload_key).encrypt(nonce, payload, bound_to)
+        return nonce + self._aes().encrypt(nonce, payload, bound_to)
 
     def open(self, sealed: bytes, bound_to: bytes) -> bytes:
         """Decrypt what `seal` made.
@@ -78,9 +79,15 @@ class SubjectKeys:
             PayloadError: if it isn't what was sealed with this key for this decision.
         """
         try:
-            return AESGCM(self.payload_key).decrypt(sealed[:_NONCE], sealed[_NONCE:], bound_to)
+            return self._aes().decrypt(sealed[:_NONCE], sealed[_NONCE:], bound_to)
         except (InvalidTag, ValueError) as error:
             raise PayloadError("the payload does not open") from error
+
+    def _aes(self) -> AESGCM:
+        """Return the cipher, made once: setting a key up costs as much as using it."""
+        if not self._cipher:
+            self._cipher.append(AESGCM(self.payload_key))
+        return self._cipher[0]
 
 
 class KeyStore:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from services.audit import metrics, records
 from services.audit.group_commit import GroupCommit, QueueFullError
@@ -54,8 +52,7 @@ class _PayloadFirst:
             return self._storage.journal.append(leaves, hashes)
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(NamedTuple):
     """What became of an entry: a leaf, another's leaf that came first, or an error."""
 
     leaf: int = 0
@@ -71,6 +68,7 @@ class Ledger:
         self.storage = storage
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.index = LiveIndex(storage.index, storage.seen, records.OUTCOME, storage.mark_at)
+        self.names = records.Names(settings.cached_subjects)
         self._clock = clock
         self._max_record = settings.max_record_bytes
         self._last_time_us = storage.last_time_us
@@ -81,11 +79,14 @@ class Ledger:
             on_fatal=self._fatal,
             max_waiting_bytes=settings.max_waiting_bytes,
         )
+        metrics.SIZE.set_function(lambda: storage.tree.size)
+        metrics.WAITING.set_function(lambda: self._commits.waiting_bytes)
+        metrics.UNINDEXED.set_function(lambda: self.index.waiting)
 
     async def append(self, entries: Sequence[audit_pb2.Entry]) -> list[Appended]:
         """Make entries durable; one result for each, in order. Changes the entries."""
         results: list[Appended | None] = [_refused(entry) for entry in entries]
-        names = [records.name_of(entry) for entry in entries]
+        names = [self.names.of(entry) for entry in entries]
         keyring = self.storage.keys
         missing = [
             n for n, r in zip(names, results, strict=True) if r is None and not keyring.cached(n)
@@ -131,8 +132,7 @@ class Ledger:
             results[at] = result
         for at in losers:
             results[at] = await self._existing(entries[at].record.decision_id)
-        left_over = Appended(error=InternalError("INTERNAL", "an entry was left over"))
-        return [result or left_over for result in results]
+        return [result or _left_over() for result in results]
 
     async def append_own(self, ready: Sequence[Sealed]) -> list[Appended]:
         """Append records that the service itself makes."""
@@ -206,19 +206,14 @@ class Ledger:
 
     def _committed(self, first: int, hashes: list[bytes], notes: list[Sequence[Sealed]]) -> None:
         """Take a batch that is durable. The journal's thread rests until this returns."""
-        for hashed in hashes:
-            self.storage.tree.append(hashed)
+        self.storage.tree.extend(hashes)
         ready = [item for note in notes for item in note]
         digests = [item.payload_digest for item in ready if item.payload]
         if digests:
             self.index.stored(self.storage.payloads.size - len(digests), digests)
-        self.index.committed(first, [item.row for item in ready])
-        metrics.BATCH.observe(len(ready))
-        for kind, count in Counter(item.row.kind for item in ready).items():
-            metrics.RECORDS.labels(records.kind_name(kind)).inc(count)
-        metrics.SIZE.set(self.storage.tree.size)
-        metrics.WAITING.set(self._commits.waiting_bytes)
-        metrics.UNINDEXED.set(self.index.waiting)
+        rows = [item.row for item in ready]
+        self.index.committed(first, rows)
+        metrics.count_batch([row.kind for row in rows])
 
     def _release(self, claimed: AbstractSet[str]) -> None:
         for decision in claimed:
@@ -241,6 +236,10 @@ def _refused(entry: audit_pb2.Entry) -> Appended | None:
         return None
     text = "; ".join(f"{field}: {what}" for field, what in found)
     return Appended(error=InvalidArgumentError("RECORD_INVALID", text, violations=found))
+
+
+def _left_over() -> Appended:
+    return Appended(error=InternalError("INTERNAL", "an entry was left over"))
 
 
 def _too_large(limit: int) -> ServiceError:

@@ -77,6 +77,8 @@ class LiveIndex:
     def outcomes(self, decisions: Sequence[str]) -> dict[str, int]:
         """Return the OUTCOME's leaf for each of the decisions that has one."""
         maybe = [decision for decision in decisions if decision in self._seen]
+        if not maybe:
+            return {}
         found = {d: self._outcomes[d] for d in maybe if d in self._outcomes}
         rest = [d for d in maybe if d not in found]
         return found | self.index.of_kind(rest, self._outcome_kind) if rest else found

@@ -74,6 +74,30 @@ class Tree:
             levels[level] += pair
         return index
 
+    def extend(self, leaves: Sequence[bytes]) -> None:
+        """Add leaves by their hashes (32 bytes each), a level at a time."""
+        joined = b"".join(leaves)
+        if len(joined) != len(leaves) * HASH_SIZE:
+            raise ValueError(f"leaf hashes have {HASH_SIZE} bytes each")
+        self._levels[0] += joined
+        level, pair = 0, 2 * HASH_SIZE
+        while True:
+            below = self._levels[level]
+            above = len(self._levels[level + 1]) if level + 1 < len(self._levels) else 0
+            start, whole = 2 * above, len(below) // pair * pair
+            if start == whole:
+                return
+            if level + 1 == len(self._levels):
+                self._levels.append(bytearray())
+            fresh = bytes(below[start:whole])
+            self._levels[level + 1] += b"".join(
+                [
+                    sha256(b"\x01" + fresh[at : at + pair]).digest()
+                    for at in range(0, len(fresh), pair)
+                ]
+            )
+            level += 1
+
     def leaf(self, index: int) -> bytes:
         """Return the hash of the leaf at `index`; IndexError where there is none."""
         if not 0 <= index < self.size:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
+
 from prometheus_client import Counter, Gauge, Histogram
+
+from services.audit.records import kind_name
 
 RECORDS = Counter("twinpath_audit_records_total", "Records made durable, by kind.", ("kind",))
 REPEATED = Counter(
@@ -23,3 +28,15 @@ SIGNED = Gauge("twinpath_audit_signed_records", "Records that the newest checkpo
 ABANDONED = Counter("twinpath_audit_abandoned_total", "INTENTs that the reconciler closed.")
 WAITING = Gauge("twinpath_audit_waiting_bytes", "Bytes that wait for the disk.")
 UNINDEXED = Gauge("twinpath_audit_unindexed_records", "Records that the index doesn't hold yet.")
+
+
+@cache
+def _records(kind: int) -> Counter:
+    return RECORDS.labels(kind_name(kind))
+
+
+def count_batch(kinds: Sequence[int]) -> None:
+    """Count a batch that became durable, by its records' kinds."""
+    BATCH.observe(len(kinds))
+    for kind in set(kinds):
+        _records(kind).inc(kinds.count(kind))

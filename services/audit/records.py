@@ -7,8 +7,8 @@ into the log. The leaf is the record's deterministic serialization, made once.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from hashlib import sha256
+from typing import NamedTuple
 
 from services.audit.index import Row
 from services.audit.keystore import PayloadError, SubjectKeys
@@ -32,8 +32,7 @@ _MAX_ID = 128
 _ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 
 
-@dataclass(frozen=True, slots=True)
-class Sealed:
+class Sealed(NamedTuple):
     """A record that is ready for the log, and its payload for the store beside it."""
 
     leaf: bytes
@@ -72,6 +71,31 @@ def subject_name(subject: audit_pb2.Subject) -> str:
     return _ENCODE([subject.tenant, subject.entity_type, entity])
 
 
+class Names:
+    """Subjects' names by their bytes, so that a subject who comes again is not spelled again."""
+
+    def __init__(self, kept: int) -> None:
+        """Keep so many at most; past them all are forgotten."""
+        self._kept = kept
+        self._names: dict[bytes, str] = {}
+
+    def of(self, entry: audit_pb2.Entry) -> str:
+        """Return the key store's name of whom an entry is about."""
+        if not entry.HasField("subject"):
+            return NO_SUBJECT
+        told = entry.subject.SerializeToString(deterministic=True)
+        name = self._names.get(told)
+        if name is None:
+            if len(self._names) >= self._kept:
+                self._names.clear()
+            name = self._names[told] = subject_name(entry.subject)
+        return name
+
+    def clear(self) -> None:
+        """Forget all, as an erasure wants it."""
+        self._names.clear()
+
+
 def _plain(value: value_pb2.Value) -> list[object]:
     kind = value.WhichOneof("kind")
     if kind is None:
@@ -85,11 +109,6 @@ def _plain(value: value_pb2.Value) -> list[object]:
 def kind_name(kind: int) -> str:
     """Return a kind's name, such as "OUTCOME"."""
     return record_pb2.RecordKind.Name(kind).removeprefix("RECORD_KIND_")
-
-
-def name_of(entry: audit_pb2.Entry) -> str:
-    """Return the key store's name of whom an entry is about."""
-    return subject_name(entry.subject) if entry.HasField("subject") else NO_SUBJECT
 
 
 def seal(entry: audit_pb2.Entry, keys: SubjectKeys, record_time_us: int) -> Sealed:
@@ -140,17 +159,17 @@ def row_of(record: record_pb2.Record) -> Row:
     if kind == INTENT:
         opens = record.deadline_unix_us or record.record_time_unix_us + _DEFAULT_OPEN_US
     return Row(
-        decision=record.decision_id,
-        kind=kind,
-        task=record.task,
-        subject=record.subject or (record.event.target if kind == ERASURE else ""),
-        caller=record.caller.identity or record.event.actor,
-        time_us=record.record_time_unix_us,
-        egress=_egress(record),
-        fallback=record.fallback,
-        candidates=tuple((c.path, c.model, c.version) for c in record.candidates),
-        opens_until_us=opens,
-        closes=kind in ENDS,
+        record.decision_id,
+        kind,
+        record.task,
+        record.subject or (record.event.target if kind == ERASURE else ""),
+        record.caller.identity or record.event.actor,
+        record.record_time_unix_us,
+        _egress(record),
+        record.fallback,
+        tuple([(c.path, c.model, c.version) for c in record.candidates]),
+        opens,
+        kind in ENDS,
     )
 
 
@@ -163,12 +182,14 @@ def _egress(record: record_pb2.Record) -> bool:
     """Tell whether bytes went to a vendor; for a decision that vanished, whether they may have."""
     if record.kind == ABANDONED:
         return any(c.path == context_pb2.PATH_REMOTE for c in record.candidates)
-    return any(
-        attempt.candidate.path == context_pb2.PATH_REMOTE
-        and attempt.kind != decision_pb2.ATTEMPT_KIND_CACHE
-        and attempt.bytes_out > 0
-        for attempt in record.attempts
-    )
+    for attempt in record.attempts:
+        if (
+            attempt.bytes_out > 0
+            and attempt.candidate.path == context_pb2.PATH_REMOTE
+            and attempt.kind != decision_pb2.ATTEMPT_KIND_CACHE
+        ):
+            return True
+    return False
 
 
 def abandoned(intent: record_pb2.Record, now_us: int) -> record_pb2.Record:

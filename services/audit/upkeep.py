@@ -129,6 +129,8 @@ async def erase(
         raise UnavailableError(
             "ERASURE_INCOMPLETE", "recorded; the key store is busy and will forget at a restart"
         ) from error
+    finally:
+        ledger.names.clear()
     return audit_pb2.EraseResponse(
         erasure_id=event_id, leaf_index=result.leaf, records=count, not_reached=NOT_REACHED
     )

@@ -99,12 +99,17 @@ def test_reference_vectors():
 def test_agrees_with_the_oracle(leaves, data):
     """Roots, inclusion and consistency proofs equal those of the recursive definition."""
     tree = tree_of(leaves)
-    built_at_once = merkle.Tree(b"".join(merkle.leaf_hash(leaf) for leaf in leaves))
+    hashes = [merkle.leaf_hash(leaf) for leaf in leaves]
+    built_at_once = merkle.Tree(b"".join(hashes))
+    cut = data.draw(st.integers(0, len(leaves)))
+    in_parts = merkle.Tree()
+    for part in (hashes[:cut], hashes[cut:]):
+        in_parts.extend(part)
     second = data.draw(st.integers(1, len(leaves)))
     first = data.draw(st.integers(1, second))
     index = data.draw(st.integers(0, second - 1))
     root = naive_root(leaves[:second])
-    assert tree.root(second) == built_at_once.root(second) == root
+    assert tree.root(second) == built_at_once.root(second) == in_parts.root(second) == root
     path = naive_path(index, leaves[:second])
     assert tree.inclusion_proof(index, second) == path
     merkle.verify_inclusion(index, second, merkle.leaf_hash(leaves[index]), path, root)
