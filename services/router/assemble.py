@@ -10,11 +10,14 @@ import contextlib
 import math
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from services.chassis.errors import FailedPreconditionError, InvalidArgumentError
 from services.router.catalog import PLACEHOLDER, InputSpec, Task
+from services.router.filters import counted
+from services.router.pseudonyms import Pseudonyms, pseudonyms_for
+from services.router.redaction import Redactor, holds_more
 from twinpath.common.v1 import decision_pb2, value_pb2
 from twinpath.inference import digest, tensors
 from twinpath.inference.v1 import tensor_pb2
@@ -60,20 +63,28 @@ def _text(template: str, fields: Mapping[str, Any]) -> str:
     return PLACEHOLDER.sub(lambda m: str(fields[m[1]]), template)
 
 
-# Sources that are not features, by what stands before their colon.
+# Sources that are not features, by what stands before their colon. What they take is a request
+# field, or the pseudonym of an entity key: the key itself is not among what they can take from.
 _MADE: dict[str, Callable[[str, Mapping[str, Any]], Any]] = {
     "field": lambda name, fields: fields[name],
     "text": _text,
+    "entity": lambda name, fields: fields[name],
     "const": _constant,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
-    """The model input, and what was done about features that were not PRESENT."""
+    """The model input, and what was done about features that were not PRESENT.
+
+    `values` is what the tokens in its texts stand for; it stays in the request's memory. `filters`
+    says what was replaced, as records say it: kinds and counts.
+    """
 
     model_input: tensor_pb2.ModelInput
     handling: list[decision_pb2.FeatureHandling]
+    values: Mapping[str, str] | None = field(default=None, repr=False)
+    filters: tuple[str, ...] = ()
 
 
 def read_request(
@@ -131,12 +142,33 @@ def _read(
     return plain
 
 
+def redactor_for(
+    task: Task, tenant: str, entity: Mapping[str, Any], made_by: Pseudonyms | None
+) -> Redactor | None:
+    """Return what redacts the texts of one request; None where the task has nothing to redact.
+
+    Raises:
+        FailedPreconditionError: PSEUDONYM_KEY_MISSING: the task wants pseudonyms, and there is no
+            key for them.
+    """
+    finders, names = task.filters.redacting, task.pseudonymized
+    if not finders and not names:
+        return None
+    pseudonyms = pseudonyms_for(made_by, tenant, task.name, names, entity) if names else {}
+    return Redactor(finders, pseudonyms, entity, task.filters.entity_keys)
+
+
 def assemble(
-    task: Task, values: Mapping[str, Any], statuses: Mapping[str, int], fields: Mapping[str, Any]
+    task: Task,
+    values: Mapping[str, Any],
+    statuses: Mapping[str, int],
+    fields: Mapping[str, Any],
+    redactor: Redactor | None = None,
 ) -> Assembled:
     """Build the model input of one request.
 
-    `values` and `statuses` are by `view__feature`.
+    `values` and `statuses` are by `view__feature`. `redactor` is there where the task has rules for
+    texts, or shows models a pseudonym of its entity.
 
     Raises:
         FailedPreconditionError: features are not there and the task's rule refuses.
@@ -146,6 +178,9 @@ def assemble(
     refused: list[tuple[str, str]] = []
     found: list[tuple[str, str]] = []
     out = []
+    texts: list[tuple[InputSpec, list[Any]]] = []
+    if redactor is not None and redactor.pseudonyms:
+        fields = {**fields, **redactor.pseudonyms}
     for spec in task.inputs:
         elements = []
         for source in spec.sources:
@@ -158,7 +193,11 @@ def assemble(
             if status != _PRESENT:
                 value = _handle(task, source, status, value, handling, refused)
             elements.append(value)
-        if not refused:
+        if refused:
+            continue
+        if redactor is not None and spec.datatype == "BYTES":
+            texts.append((spec, elements))
+        else:
             out.append(_tensor(spec, elements, found))
     if refused:
         names = ", ".join(name for name, _ in refused[:8])
@@ -170,10 +209,55 @@ def assemble(
     if found:
         text = "; ".join(f"{field} {what}" for field, what in found[:8])
         raise InvalidArgumentError("INVALID_INPUT", text, violations=found)
+    if redactor is not None:
+        _redact(texts, redactor)
+        out += [_tensor(spec, elements, found) for spec, elements in texts]
     ordered = tensors.normalize(out)
-    return Assembled(
-        tensor_pb2.ModelInput(tensors=ordered, digest=digest.digest(ordered)), handling
-    )
+    model_input = tensor_pb2.ModelInput(tensors=ordered, digest=digest.digest(ordered))
+    if redactor is None:
+        return Assembled(model_input, handling)
+    applied = counted("pseudonymized", redactor.named) + counted("redacted", redactor.kinds)
+    return Assembled(model_input, handling, redactor.values, applied)
+
+
+def _redact(texts: list[tuple[InputSpec, list[Any]]], redactor: Redactor) -> None:
+    """Redact all texts of a request together, in place; constants are the task's own words."""
+    places = [
+        (elements, index)
+        for spec, elements in texts
+        for index, source in enumerate(spec.sources)
+        if not source.startswith("const:")
+    ]
+    given = [_as_text(elements[index]) for elements, index in places]
+    for (elements, index), clean in zip(places, redactor.redact(given), strict=True):
+        elements[index] = clean.encode("utf-8", "surrogateescape")
+
+
+def _as_text(element: Any) -> str:
+    """Return an element of a BYTES tensor as text; bytes that are no UTF-8 survive the way back."""
+    if isinstance(element, str):
+        return element
+    return bytes(element).decode("utf-8", "surrogateescape")
+
+
+def not_redacted(task: Task, model_input: tensor_pb2.ModelInput, entity: Mapping[str, Any]) -> bool:
+    """Tell whether an input that was made before holds what the task's rules redact now."""
+    finders = task.filters.redacting
+    keys = [str(entity[name]) for name in task.filters.entity_keys if name in entity]
+    if not finders and not keys:
+        return False
+    specs = {spec.name: spec for spec in task.inputs if spec.datatype == "BYTES"}
+    for tensor in model_input.tensors:
+        if tensor.datatype != tensors.BYTES:
+            continue
+        spec = specs.get(tensor.name)
+        for index, element in enumerate(tensors.decode_bytes(tensor.raw)):
+            source = spec.sources[index] if spec and index < len(spec.sources) else ""
+            if source.startswith("const:"):
+                continue
+            if holds_more(_as_text(element), finders, keys):
+                return True
+    return False
 
 
 def _handle(

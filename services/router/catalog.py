@@ -14,7 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from services.chassis.files import FileError, digest_of, read_model
 from services.router.filters import FilterSpec
@@ -248,9 +255,6 @@ class Task(_Strict):
                         self._key_fits(spec, name)
                     elif name not in self.fields:
                         raise ValueError(f"input {spec.name} takes field {name}, which is no field")
-        for name in self.filters.entity_keys:
-            if name not in self.entity.keys:
-                raise ValueError(f"filters: entity_keys: {name} is no key of this task")
         return self
 
     def _key_fits(self, spec: InputSpec, name: str) -> None:
@@ -269,6 +273,15 @@ class Task(_Strict):
             kind, _, rest = source.partition(":")
             names = {"entity": [rest], "text": PLACEHOLDER.findall(rest)}.get(kind, [])
             found.update(dict.fromkeys(name for name in names if name in self.entity.keys))
+    @field_validator("filters")
+    @classmethod
+    def _keys_exist(cls, value: FilterSpec, info: ValidationInfo) -> FilterSpec:
+        keys = info.data["entity"].keys if "entity" in info.data else value.entity_keys
+        for name in value.entity_keys:
+            if name not in keys:
+                raise ValueError(f"entity_keys: {name} is no key of this task's entity")
+        return value
+
         return tuple(found)
 
     @property

@@ -32,6 +32,7 @@ from services.router.outbox import Outbox, OutboxAudit
 from services.router.overrides import Overrides
 from services.router.pipeline import Pipeline
 from services.router.ports import Audit, Inference
+from services.router.pseudonyms import Pseudonyms
 from services.router.quotas import OwnBuckets, Quotas
 from services.router.replay import Replays
 from services.router.servicer import RouterServicer
@@ -92,6 +93,9 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
         audit = behind
     overrides = Overrides(state, audit, board, clock)
     code_version = metadata.version("twinpath")
+    pseudonyms = None
+    if settings.pseudonym_key is not None:
+        pseudonyms = Pseudonyms.from_file(settings.pseudonym_key)
     steps = Steps(
         catalog=catalog,
         features=FeaturesClient(features_channel, clock),
@@ -100,6 +104,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
         clock=clock,
         code_version=code_version,
         random=random.random,
+        pseudonyms=pseudonyms,
     )
     limits = LimiterConfig(
         initial=min(128, settings.max_in_flight),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from services.router.plan import Candidate, Plan
 from services.router.ports import FeatureVector
 from twinpath.audit.v1 import audit_pb2
 from twinpath.common.v1 import context_pb2, decision_pb2
+from twinpath.inference.v1 import tensor_pb2
 from twinpath.router.v1 import router_pb2
 
 _items = itertools.count(1)
@@ -20,7 +22,11 @@ _items = itertools.count(1)
 
 @dataclass(slots=True)
 class Decision:
-    """What is known so far. Times: `started` and `deadline` monotonic seconds."""
+    """What is known so far. Times: `started` and `deadline` monotonic seconds.
+
+    `masked` is what the output policy replaced in the output that was accepted last, `stopped` what
+    it refused in any; `model_outputs` the output before values were put back, where some were.
+    """
 
     id: str
     request: router_pb2.InferRequest
@@ -38,6 +44,9 @@ class Decision:
     request_digest: bytes = b""
     vector: FeatureVector | None = None
     assembled: Assembled | None = None
+    masked: tuple[str, ...] = ()
+    stopped: tuple[str, ...] = ()
+    model_outputs: Sequence[tensor_pb2.Tensor] = ()
     plan: Plan | None = None
     data_class: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
@@ -54,6 +63,12 @@ class Decision:
 
     def next_id(self) -> str:
         """Return an id for one item of this decision; copies may ride in one batch."""
+    @property
+    def filters_applied(self) -> tuple[str, ...]:
+        """What the task's filters did so far, as records say it."""
+        made = self.assembled.filters if self.assembled is not None else ()
+        return made + self.masked + self.stopped
+
         return f"{self.id}.{next(_items)}"
 
     def context(self, now: float) -> context_pb2.ItemContext:

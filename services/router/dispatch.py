@@ -157,6 +157,7 @@ def _retryable(error: ServiceError) -> bool:
         "ATTEMPT_TIMEOUT",
         "BREAKER_OPEN",
         "OUTPUT_CONTRACT",
+        "OUTPUT_POLICY",
         "PATH_UNREACHABLE",
     }
 

@@ -1,19 +1,119 @@
-"""The filter on outputs: what does not fit the task's output contract reaches no caller.
+"""The filter on outputs: what does not fit the task's contract and policy reaches no caller.
 
-A pure function of the outputs and the contract, the same whichever path they came from.
+A function of the outputs and the task, the same whichever path they came from, a kept answer and
+a replay too. What it lets through may be kept for others: values that belong to one request
+alone are put back later, by `give_back`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from services.chassis.errors import InternalError
+from services.router import markup
 from services.router.catalog import OutputSpec, Task
+from services.router.decision import Decision
+from services.router.filters import MARKUP, Find, OutputPolicy, counted, masked
+from services.router.redaction import put_back
 from twinpath.inference import tensors
 from twinpath.inference.v1 import tensor_pb2
+
+
+def accept(decision: Decision, outputs: Sequence[tensor_pb2.Tensor]) -> Sequence[tensor_pb2.Tensor]:
+    """Return an output as the task lets it through; the decision notes what was masked or refused.
+
+    Raises:
+        InternalError: OUTPUT_CONTRACT, or OUTPUT_POLICY: it holds what the task's policy refuses.
+    """
+    checked = check_outputs(decision.task, outputs)
+    policy = decision.task.filters.policy
+    return checked if policy is None else _police(decision, policy, checked)
+
+
+def _police(
+    decision: Decision, policy: OutputPolicy, outputs: Sequence[tensor_pb2.Tensor]
+) -> list[tensor_pb2.Tensor]:
+    kinds: list[str] = []
+    let_through = []
+    for tensor in outputs:
+        if tensor.datatype != tensors.BYTES:
+            let_through.append(tensor)
+            continue
+        elements = []
+        for element in tensors.decode_bytes(tensor.raw):
+            text = element.decode("utf-8", "surrogateescape")
+            finds = policy.find(text)
+            refuse(decision, policy, tensor.name, finds)
+            kinds += [find.kind for find in finds]
+            elements.append(masked(text, finds).encode("utf-8", "surrogateescape"))
+        let_through.append(_with_elements(tensor, elements))
+    decision.masked = counted("masked", kinds)
+    return let_through
+
+
+def refuse(decision: Decision, policy: OutputPolicy, name: str, finds: Sequence[Find]) -> None:
+    """Raise if the policy refuses one of these finds.
+
+    Raises:
+        InternalError: OUTPUT_POLICY, with the tensor and the kinds, never what was found.
+    """
+    refused = policy.refused(finds)
+    if not refused:
+        return
+    kinds = ", ".join(sorted(set(refused)))
+    decision.stopped += counted("refused", refused)
+    raise InternalError(
+        "OUTPUT_POLICY",
+        f"the model's output {name} holds what the task's policy refuses: {kinds}",
+        metadata={"tensor": name, "kinds": kinds},
+    )
+
+
+def give_back(
+    decision: Decision, outputs: Sequence[tensor_pb2.Tensor]
+) -> Sequence[tensor_pb2.Tensor]:
+    """Return the outputs with the request's own values in place of their tokens.
+
+    Where that would make unsafe markup of a clean text, and the task looks for it, the tokens stay.
+    """
+    values = decision.assembled.values if decision.assembled is not None else None
+    if not values:
+        return outputs
+    policy = decision.task.filters.policy
+    wary = policy is not None and MARKUP in policy.actions
+    given = []
+    changed = False
+    for tensor in outputs:
+        if tensor.datatype == tensors.BYTES and b"[" in tensor.raw:
+            before = tensors.decode_bytes(tensor.raw)
+            after = [_give_back(element, values, wary=wary) for element in before]
+            if after != before:
+                changed = True
+                tensor = _with_elements(tensor, after)  # noqa: PLW2901 - the same place
+        given.append(tensor)
+    if changed:
+        decision.model_outputs = outputs
+    return given
+
+
+def _give_back(element: bytes, values: Mapping[str, str], *, wary: bool) -> bytes:
+    text = element.decode("utf-8", "surrogateescape")
+    whole = put_back(text, values)
+    if wary and whole != text and next(markup.spans(whole), None) is not None:
+        return element
+    return whole.encode("utf-8", "surrogateescape")
+
+
+def _with_elements(tensor: tensor_pb2.Tensor, elements: Sequence[bytes]) -> tensor_pb2.Tensor:
+    return tensor_pb2.Tensor(
+        name=tensor.name,
+        datatype=tensor.datatype,
+        shape=tensor.shape,
+        raw=tensors.encode_bytes(elements),
+    )
 
 
 def check_outputs(task: Task, outputs: Sequence[tensor_pb2.Tensor]) -> list[tensor_pb2.Tensor]:

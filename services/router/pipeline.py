@@ -6,6 +6,7 @@ Read `decide` and `_make`; the steps themselves stand in steps.py, in the same o
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from services.chassis.call import Call
 from services.chassis.clock import Clock
@@ -15,7 +16,7 @@ from services.router.admission import Admission
 from services.router.attempt import Answer, Errand
 from services.router.decision import Decision
 from services.router.dispatch import Dispatcher
-from services.router.outputs import check_outputs
+from services.router.outputs import accept
 from services.router.ports import Claims
 from services.router.steps import Steps, size_class_of
 from twinpath.router.v1 import router_pb2
@@ -69,6 +70,7 @@ class Pipeline:
             input_digest=decision.assembled.model_input.digest,
             feature_handling=decision.assembled.handling,
             lineage=self._steps.lineage(decision),
+            filters_applied=decision.filters_applied,
         )
 
     async def _make(self, decision: Decision) -> router_pb2.InferResponse:
@@ -117,7 +119,7 @@ class Pipeline:
             answer = await self._dispatcher.run(
                 Errand(
                     decision,
-                    accept=lambda outputs: check_outputs(decision.task, outputs),
+                    accept=partial(accept, decision),
                     intent_durable=intent_durable,
                     clock=self._clock,
                     size_class=size_class_of(decision),

@@ -11,6 +11,7 @@ from services.router.plan import Candidate, Plan
 from twinpath.audit.v1 import audit_pb2, record_pb2
 from twinpath.common.v1 import context_pb2, decision_pb2
 from twinpath.inference import digest
+from twinpath.inference.v1 import inference_pb2
 from twinpath.router.v1 import router_pb2
 
 _PATHS = {"local": context_pb2.PATH_LOCAL, "remote": context_pb2.PATH_REMOTE}
@@ -141,6 +142,7 @@ def _entry(decision: Decision, record: record_pb2.Record) -> audit_pb2.Entry:
         context=context_pb2.ItemContext(id=decision.next_id(), caller=decision.caller),
         record=record,
         subject=decision.subject,
+        record.filters_applied.extend(decision.filters_applied)
     )
     if decision.assembled is not None:
         entry.input_digest = decision.assembled.model_input.digest
@@ -205,6 +207,9 @@ def outcome(
 def _asked(request: router_pb2.InferRequest) -> router_pb2.InferRequest:
     """Return what a replay needs to know of a request: whom it is about, what policy reads."""
     return router_pb2.InferRequest(
+    if decision.model_outputs:
+        made = inference_pb2.InferResult(outputs=decision.model_outputs)
+        entry.payload.model_outputs = made.SerializeToString()
         task=request.task,
         entity=request.entity,
         purpose=request.purpose,

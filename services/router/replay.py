@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 
 from google.protobuf.message import DecodeError
 
@@ -28,12 +29,12 @@ from services.chassis.errors import (
 from services.router import records
 from services.router.admission import Admission
 from services.router.agreement import Agreement, Tolerance, compare
-from services.router.assemble import Assembled
+from services.router.assemble import Assembled, not_redacted
 from services.router.attempt import Answer, Errand
 from services.router.catalog import Task
 from services.router.decision import Decision
 from services.router.dispatch import Dispatcher
-from services.router.outputs import check_outputs
+from services.router.outputs import accept
 from services.router.plan import Kind, Plan, Refusal
 from services.router.ports import Audit
 from services.router.steps import CatalogView, Steps, refusal, size_class_of
@@ -41,7 +42,7 @@ from services.router.streams import Collected, Streams
 from twinpath.audit.v1 import audit_pb2, record_pb2
 from twinpath.common.v1 import context_pb2, decision_pb2
 from twinpath.inference import digest
-from twinpath.inference.v1 import tensor_pb2
+from twinpath.inference.v1 import inference_pb2, tensor_pb2
 from twinpath.router.v1 import router_pb2
 
 _GRACE_US = 5_000_000  # how long after its deadline a replay may still be closing
@@ -63,6 +64,7 @@ class _Recorded:
     request: router_pb2.InferRequest
     model_input: tensor_pb2.ModelInput
     reply: router_pb2.InferResponse
+    outputs: Sequence[tensor_pb2.Tensor]
 
 
 class Replays:
@@ -151,11 +153,14 @@ class Replays:
                 "REQUEST_NOT_RECORDED", "recorded before replays were: policy can't be applied"
             )
         try:
+            reply = router_pb2.InferResponse.FromString(stored.payload.reply)
+            made = inference_pb2.InferResult.FromString(stored.payload.model_outputs)
             recorded = _Recorded(
                 stored.record,
                 router_pb2.InferRequest.FromString(stored.payload.request),
                 tensor_pb2.ModelInput.FromString(stored.payload.model_input),
-                router_pb2.InferResponse.FromString(stored.payload.reply),
+                reply,
+                made.outputs or reply.outputs,
             )
         except DecodeError:
             raise DataLossError("PAYLOAD_CORRUPT", "the payload can't be read") from None
@@ -175,6 +180,15 @@ class Replays:
             raise FailedPreconditionError(
                 "TASK_GONE",
                 f"the catalog has no task {record.task!r} any more",
+                metadata={"task": record.task},
+            )
+        entity = {
+            name: getattr(v, v.WhichOneof("kind") or "", "") for name, v in asked.entity.items()
+        }
+        if not_redacted(task, recorded.model_input, entity):
+            raise FailedPreconditionError(
+                "INPUT_NOT_REDACTED",
+                "the recorded input holds what the task's rules redact now, so no model may get it",
                 metadata={"task": record.task},
             )
         request = router_pb2.InferRequest()
@@ -261,7 +275,7 @@ class Replays:
         return await self._dispatcher.run(
             Errand(
                 decision,
-                accept=lambda outputs: check_outputs(decision.task, outputs),
+                accept=partial(accept, decision),
                 intent_durable=intent_durable,
                 clock=self._clock,
                 fresh=True,  # what is asked is what the model says now
@@ -279,7 +293,7 @@ class Replays:
         request: router_pb2.ReplayRequest,
     ) -> router_pb2.ReplayResponse:
         given = request.tolerance if request.HasField("tolerance") else None
-        found = agreements(decision.task, given, recorded.reply.outputs, reply.outputs)
+        found = agreements(decision.task, given, recorded.outputs, reply.outputs)
         own = await self._audit.get(decision.id, payload=False)
         hmacs = {stored.record.input_hmac for stored in own}
         return router_pb2.ReplayResponse(

@@ -45,6 +45,11 @@ class RouterSettings(ServiceSettings):
         default=None,
         description="file with the 32 bytes that encrypt kept answers; none: nothing is kept",
     )
+    pseudonym_key: Path | None = Field(
+        default=None,
+        description="file with the 32 bytes that make pseudonyms of entity keys, the same at every "
+        "router; none: tasks that show models their entity are refused",
+    )
     outbox: Path | None = Field(
         default=None, description="file for records while audit is away; none: no outbox"
     )

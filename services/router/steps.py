@@ -23,15 +23,18 @@ from services.chassis.errors import (
 )
 from services.chassis.telemetry import step_span
 from services.router import metrics, records
-from services.router.assemble import assemble, read_request
+from services.router.assemble import assemble, read_request, redactor_for
 from services.router.attempt import Answer
 from services.router.board import Board
 from services.router.catalog import Catalog
 from services.router.decision import Decision, digest_of_request, keyed_id
 from services.router.estimator import size_class
 from services.router.plan import Kind, Plan, make_plan
+from services.router.outputs import give_back
 from services.router.ports import Audit, FeatureQuery, Features, FeatureVector
 from twinpath import telemetry as names
+from services.router.pseudonyms import Pseudonyms
+from services.router.releases import arm_of
 from twinpath.audit.v1 import audit_pb2, record_pb2
 from twinpath.common.v1 import context_pb2, decision_pb2
 from twinpath.router.v1 import router_pb2
@@ -64,7 +67,11 @@ class Steps:
         code_version: str,
         random: Callable[[], float],
     ) -> None:
+        pseudonyms: Pseudonyms | None = None,
+        split_key: bytes = bytes(32),
         self._catalog = catalog
+        self._split_key = split_key
+        self._pseudonyms = pseudonyms
         self._features = features
         self._audit = audit
         self._board = board
@@ -180,6 +187,7 @@ class Steps:
             vector.statuses if vector else {},
             decision.fields,
         )
+            redactor_for(decision.task, decision.caller.tenant, decision.entity, self._pseudonyms),
         span = trace.get_current_span()
         span.set_attribute(names.DATA_CLASS, context_pb2.DataClass.Name(decision.data_class))
         if decision.data_class < context_pb2.DATA_CLASS_RESTRICTED:
@@ -255,7 +263,7 @@ class Steps:
         reply = router_pb2.InferResponse(
             decision_id=decision.id,
             trace_id=decision.trace_id,
-            outputs=answer.outputs,
+            outputs=give_back(decision, answer.outputs),
             answered_by=records.candidate_ref(answer.candidate),
             input_digest=decision.assembled.model_input.digest,
             attempts=answer.attempts,
@@ -270,6 +278,7 @@ class Steps:
         cost = records.total_cost(answer.attempts)
         if cost is not None:
             reply.cost.CopyFrom(cost)
+            filters_applied=decision.filters_applied,
         if decision.request.include_plan:
             reply.plan.CopyFrom(records.plan_of(decision))
         span = trace.get_current_span()

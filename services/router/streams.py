@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -33,9 +34,10 @@ from services.router.admission import Admission
 from services.router.attempt import CONTENT_FILTERED, MIN_TIME_S, Answer, Attempter, Errand
 from services.router.decision import Decision
 from services.router.dispatch import verdict
-from services.router.outputs import check_outputs
+from services.router.outputs import accept
 from services.router.ports import Claims
 from services.router.steps import Steps, size_class_of
+from services.router.stream_filter import StreamFilter
 from twinpath.common.v1 import decision_pb2
 from twinpath.inference import tensors
 from twinpath.inference.v1 import inference_pb2, tensor_pb2
@@ -70,6 +72,12 @@ class Collected:
                 self.texts.setdefault(tensor.name, []).extend(tensors.decode_bytes(tensor.raw))
             else:
                 self.others[tensor.name] = tensor
+
+    def clear(self) -> None:
+        """Forget what came: another candidate begins anew."""
+        self.texts.clear()
+        self.others.clear()
+        self.size = self.chunks = 0
 
     def outputs(self) -> list[tensor_pb2.Tensor]:
         """Return the whole answer as tensors; each text is one element."""
@@ -170,7 +178,7 @@ class Streams:
 
         errand = Errand(
             decision,
-            accept=lambda outputs: check_outputs(decision.task, outputs),
+            accept=partial(accept, decision),
             intent_durable=durable,
             clock=self._clock,
             size_class=size_class_of(decision),
@@ -187,15 +195,27 @@ class Streams:
                 if answer.attempts
                 else decision_pb2.ATTEMPT_KIND_PRIMARY
             )
+            held_back = StreamFilter.of(decision)
+            given = False
+            collected.clear()
             try:
                 attempt = self._attempter.stream(errand, entry, kind, first_chunk_s, answer)
                 async with aclosing(attempt) as chunks:
                     async for chunk in chunks:
                         collected.add(chunk)
-                        yield chunk
+                        passed = chunk if held_back is None else held_back.feed(chunk)
+                        if passed is not None:
+                            given = True
+                            yield passed
                 answer.outputs = errand.accept(collected.outputs())
+                if held_back is not None:
+                    rest = held_back.finish()
+                    held_back.verify(answer.outputs)
+                    if rest is not None:
+                        given = True
+                        yield rest
             except ServiceError as error:
-                if collected.chunks:
+                if given:
                     answer.error = _cut(error, collected)
                     return
                 if error.reason == CONTENT_FILTERED:
@@ -210,7 +230,7 @@ class Streams:
 
 def _cut(error: ServiceError, collected: Collected) -> ServiceError:
     """Return the error for a stream that began and did not end; a vendor's refusal stays one."""
-    if error.reason in (CONTENT_FILTERED, "OUTPUT_CONTRACT"):
+    if error.reason in (CONTENT_FILTERED, "OUTPUT_CONTRACT", "OUTPUT_POLICY"):
         return error
     return UnavailableError(
         "STREAM_CUT",

@@ -92,6 +92,7 @@ def environments(layout: Layout, keys: Keys, wiring: Wiring) -> dict[str, dict[s
     own: dict[str, dict[str, str]] = {
         "router": {
             "TWINPATH_ROUTER_GRANT_KEY": str(keys.grant),
+            "TWINPATH_ROUTER_PSEUDONYM_KEY": str(keys.pseudonym),
             "TWINPATH_ROUTER_OUTBOX": str(layout.outbox),
         },
         "features": {

@@ -48,6 +48,7 @@ class Keys:
         identity_public: PEM: what every service trusts.
         grant: PEM, Ed25519: the router signs grants with it.
         grant_public: PEM: the remote service verifies them with it.
+        pseudonym: 64 hex digits: the router makes pseudonyms of entity keys by it.
         audit: The audit service's own keys; it says what lies in there.
         standin_token: The stand-in vendor's bearer token.
         tokens: Token files, by "service:<name>" and by role.
@@ -57,6 +58,7 @@ class Keys:
     identity_public: Path
     grant: Path
     grant_public: Path
+    pseudonym: Path
     audit: Path
     standin_token: Path
     tokens: Mapping[str, Path]
@@ -70,6 +72,9 @@ def make_keys(folder: Path) -> Keys:
     standin = folder / "standin.token"
     if not standin.exists():
         write_secret(standin, secrets.token_urlsafe(_SECRET_BYTES))
+    pseudonym = folder / "pseudonym.key"
+    if not pseudonym.exists():
+        write_secret(pseudonym, secrets.token_hex(_SECRET_BYTES))
     audit = folder / "audit"
     audit.mkdir(exist_ok=True, mode=0o700)
     tokens = folder / "tokens"
@@ -88,6 +93,7 @@ def make_keys(folder: Path) -> Keys:
         identity_public=identity_public,
         grant=folder / "grant.key",
         grant_public=grant_public,
+        pseudonym=pseudonym,
         audit=audit,
         standin_token=standin,
         tokens=MappingProxyType(files),
