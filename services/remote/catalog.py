@@ -69,6 +69,11 @@ class TensorEntry(Entry):
             raise ValueError("must be a data type")
         return value
 
+    @cached_property
+    def value(self) -> int:
+        """Its data type, as the contract numbers it."""
+        return tensors.datatype_value(self.datatype)
+
     def spec(self) -> tensor_pb2.TensorSpec:
         """Return it as the contract has it."""
         return tensor_pb2.TensorSpec(

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 from services.chassis.errors import InvalidArgumentError
-from services.remote.catalog import Model, TensorEntry
+from services.remote.catalog import Model
 from services.remote.wire import (
     JSON_TYPE,
     AnswerError,
@@ -29,41 +30,54 @@ BINARY_TYPE = "application/octet-stream"
 _NOT_IN_JSON = (tensors.FP16, tensors.BF16)
 
 
-def _wanted(model: Model, parameters: dict[str, Any]) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = []
-    for output in model.outputs:
-        entry: dict[str, Any] = {"name": output.name}
-        if parameters:
-            entry["parameters"] = parameters
-        entries.append(entry)
-    return entries
+def _wanted(names: Sequence[str], parameters: dict[str, Any]) -> list[dict[str, Any]]:
+    extra = {"parameters": parameters} if parameters else {}
+    return [{"name": name, **extra} for name in names]
 
 
-def _all_required(outputs: Sequence[TensorEntry]) -> bool:
-    return not any(output.optional for output in outputs)
+def _all_outputs(model: Model) -> tuple[str, ...]:
+    """Return the names of the outputs to ask for; none where some are optional."""
+    if any(output.optional for output in model.outputs):
+        return ()
+    return tuple(output.name for output in model.outputs)
+
+
+@lru_cache(maxsize=1024)
+def _binary_head(
+    given: tuple[tuple[str, int, tuple[int, ...], int], ...], outputs: tuple[str, ...]
+) -> tuple[bytes, str]:
+    """Return the JSON before the tensors' bytes, and its length: the same for equal shapes."""
+    document: dict[str, Any] = {
+        "inputs": [
+            {
+                "name": name,
+                "datatype": tensors.datatype_name(datatype),
+                "shape": shape,
+                "parameters": {"binary_data_size": size},
+            }
+            for name, datatype, shape, size in given
+        ]
+    }
+    if outputs:
+        document["outputs"] = _wanted(outputs, {"binary_data": True})
+    else:
+        document["parameters"] = {"binary_data_output": True}
+    head = dump(document)
+    return head, str(len(head))
 
 
 def render_binary(model: Model, given: Sequence[tensor_pb2.Tensor]) -> Body:
     """Write tensors by the binary extension: the very bytes that were digested."""
-    document: dict[str, Any] = {
-        "inputs": [
-            {
-                "name": tensor.name,
-                "datatype": tensors.datatype_name(tensor.datatype),
-                "shape": list(tensor.shape),
-                "parameters": {"binary_data_size": len(tensor.raw)},
-            }
-            for tensor in given
-        ]
-    }
-    if _all_required(model.outputs):
-        document["outputs"] = _wanted(model, {"binary_data": True})
-    else:
-        document["parameters"] = {"binary_data_output": True}
-    head = dump(document)
-    headers = {"Content-Type": BINARY_TYPE, HEADER_LENGTH: str(len(head))}
-    content = b"".join([head, *(tensor.raw for tensor in given)])
-    return Body(content, headers, "oip-http-binary/1")
+    raws = [tensor.raw for tensor in given]
+    head, length = _binary_head(
+        tuple(
+            (tensor.name, tensor.datatype, tuple(tensor.shape), len(raw))
+            for tensor, raw in zip(given, raws, strict=True)
+        ),
+        _all_outputs(model),
+    )
+    headers = {"Content-Type": BINARY_TYPE, HEADER_LENGTH: length}
+    return Body(b"".join([head, *raws]), headers, "oip-http-binary/1")
 
 
 def render_json(model: Model, given: Sequence[tensor_pb2.Tensor]) -> Body:
@@ -85,8 +99,8 @@ def render_json(model: Model, given: Sequence[tensor_pb2.Tensor]) -> Body:
             }
         )
     document: dict[str, Any] = {"inputs": inputs}
-    if _all_required(model.outputs):
-        document["outputs"] = _wanted(model, {})
+    if wanted := _all_outputs(model):
+        document["outputs"] = _wanted(wanted, {})
     return Body(dump(document), {"Content-Type": JSON_TYPE}, "oip-http-json/1")
 
 

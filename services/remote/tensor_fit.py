@@ -36,14 +36,14 @@ def violations(
         if entry is None:
             found.append((f"{place}.name", f"the model has no tensor {tensor.name!r}"))
             continue
-        if tensor.datatype != tensors.datatype_value(entry.datatype):
+        if tensor.datatype != entry.value:
             found.append((f"{place}.datatype", f"must be {entry.datatype}"))
             continue
-        shape = list(tensor.shape)
+        shape = tensor.shape
         if len(shape) != len(entry.shape) or any(
             want not in (-1, size) for want, size in zip(entry.shape, shape, strict=True)
         ):
-            found.append((f"{place}.shape", f"{shape} does not fit {entry.shape}"))
+            found.append((f"{place}.shape", f"{list(shape)} does not fit {entry.shape}"))
         try:
             tensors.check_raw(tensor, place)
         except tensors.TensorError as error:

@@ -27,6 +27,10 @@ def attempt(item: inference_pb2.InferItem) -> Iterator[tuple[trace.Span, dict[st
     Yields:
         The span, and the headers that carry its context to the vendor.
     """
+    if not telemetry.tracing():
+        # Nothing is recorded here; the item's own trace still goes on to the vendor.
+        yield trace.INVALID_SPAN, _passed_on(item)
+        return
     call = trace.get_current_span().get_span_context()
     parent, links = otel.get_current(), []
     if item.context.trace.traceparent:
@@ -52,3 +56,10 @@ def attempt(item: inference_pb2.InferItem) -> Iterator[tuple[trace.Span, dict[st
         carrier: dict[str, str] = {}
         _w3c.inject(carrier)
         yield span, carrier
+
+
+def _passed_on(item: inference_pb2.InferItem) -> dict[str, str]:
+    carrier: dict[str, str] = {}
+    given = item.context.trace
+    _w3c.inject(carrier, telemetry.extract(given) if given.traceparent else None)
+    return carrier

@@ -144,20 +144,24 @@ class EventReader:
         return None
 
 
+def _no_constant(_: str) -> None:
+    raise AnswerError("json")
+
+
+# Made once: json's own functions make new ones for every call with options.
+_ENCODE = json.JSONEncoder(allow_nan=False, separators=(",", ":"), ensure_ascii=True).encode
+_DECODE = json.JSONDecoder(parse_constant=_no_constant).decode
+
+
 def dump(document: Mapping[str, Any]) -> bytes:
     """Write JSON: compact, ASCII, keys in the order given."""
-    return json.dumps(document, allow_nan=False, separators=(",", ":"), ensure_ascii=True).encode()
+    return _ENCODE(document).encode()
 
 
 def load_object(text: bytes | str) -> dict[str, Any]:
     """Read a JSON object strictly; raises AnswerError (`json` or `structure`)."""
-
-    def constant(_: str) -> None:
-        raise AnswerError("json")
-
     try:
-        plain = text.decode() if isinstance(text, bytes) else text
-        document = json.loads(plain, parse_constant=constant)
+        document = _DECODE(text.decode() if isinstance(text, bytes) else text)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
         raise AnswerError("json") from None
     if not isinstance(document, dict):
