@@ -257,6 +257,15 @@ class Task(_Strict):
                         raise ValueError(f"input {spec.name} takes field {name}, which is no field")
         return self
 
+    @field_validator("filters")
+    @classmethod
+    def _keys_exist(cls, value: FilterSpec, info: ValidationInfo) -> FilterSpec:
+        keys = info.data["entity"].keys if "entity" in info.data else value.entity_keys
+        for name in value.entity_keys:
+            if name not in keys:
+                raise ValueError(f"entity_keys: {name} is no key of this task's entity")
+        return value
+
     def _key_fits(self, spec: InputSpec, name: str) -> None:
         if name not in self.entity.keys:
             raise ValueError(f"input {spec.name} takes key {name}, which is no key of the entity")
@@ -273,15 +282,6 @@ class Task(_Strict):
             kind, _, rest = source.partition(":")
             names = {"entity": [rest], "text": PLACEHOLDER.findall(rest)}.get(kind, [])
             found.update(dict.fromkeys(name for name in names if name in self.entity.keys))
-    @field_validator("filters")
-    @classmethod
-    def _keys_exist(cls, value: FilterSpec, info: ValidationInfo) -> FilterSpec:
-        keys = info.data["entity"].keys if "entity" in info.data else value.entity_keys
-        for name in value.entity_keys:
-            if name not in keys:
-                raise ValueError(f"entity_keys: {name} is no key of this task's entity")
-        return value
-
         return tuple(found)
 
     @property

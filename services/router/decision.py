@@ -61,14 +61,14 @@ class Decision:
         """The request's priority; unspecified is normal."""
         return self.request.priority or context_pb2.PRIORITY_NORMAL
 
-    def next_id(self) -> str:
-        """Return an id for one item of this decision; copies may ride in one batch."""
     @property
     def filters_applied(self) -> tuple[str, ...]:
         """What the task's filters did so far, as records say it."""
         made = self.assembled.filters if self.assembled is not None else ()
         return made + self.masked + self.stopped
 
+    def next_id(self) -> str:
+        """Return an id for one item of this decision; copies may ride in one batch."""
         return f"{self.id}.{next(_items)}"
 
     def context(self, now: float) -> context_pb2.ItemContext:

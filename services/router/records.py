@@ -134,6 +134,7 @@ def _record(
         record.plan.CopyFrom(plan_of(decision))
     if decision.assembled is not None:
         record.feature_handling.extend(decision.assembled.handling)
+        record.filters_applied.extend(decision.filters_applied)
     return record
 
 
@@ -142,7 +143,6 @@ def _entry(decision: Decision, record: record_pb2.Record) -> audit_pb2.Entry:
         context=context_pb2.ItemContext(id=decision.next_id(), caller=decision.caller),
         record=record,
         subject=decision.subject,
-        record.filters_applied.extend(decision.filters_applied)
     )
     if decision.assembled is not None:
         entry.input_digest = decision.assembled.model_input.digest
@@ -199,6 +199,9 @@ def outcome(
     entry.payload.model_input = decision.assembled.model_input.SerializeToString()
     entry.payload.reply = reply.SerializeToString()
     entry.payload.request = _asked(decision.request).SerializeToString()
+    if decision.model_outputs:
+        made = inference_pb2.InferResult(outputs=decision.model_outputs)
+        entry.payload.model_outputs = made.SerializeToString()
     if decision.request_digest:
         entry.payload.request_digest = decision.request_digest
     return entry
@@ -207,9 +210,6 @@ def outcome(
 def _asked(request: router_pb2.InferRequest) -> router_pb2.InferRequest:
     """Return what a replay needs to know of a request: whom it is about, what policy reads."""
     return router_pb2.InferRequest(
-    if decision.model_outputs:
-        made = inference_pb2.InferResult(outputs=decision.model_outputs)
-        entry.payload.model_outputs = made.SerializeToString()
         task=request.task,
         entity=request.entity,
         purpose=request.purpose,

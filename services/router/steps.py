@@ -29,12 +29,11 @@ from services.router.board import Board
 from services.router.catalog import Catalog
 from services.router.decision import Decision, digest_of_request, keyed_id
 from services.router.estimator import size_class
-from services.router.plan import Kind, Plan, make_plan
 from services.router.outputs import give_back
+from services.router.plan import Kind, Plan, make_plan
 from services.router.ports import Audit, FeatureQuery, Features, FeatureVector
-from twinpath import telemetry as names
 from services.router.pseudonyms import Pseudonyms
-from services.router.releases import arm_of
+from twinpath import telemetry as names
 from twinpath.audit.v1 import audit_pb2, record_pb2
 from twinpath.common.v1 import context_pb2, decision_pb2
 from twinpath.router.v1 import router_pb2
@@ -66,12 +65,12 @@ class Steps:
         clock: Clock,
         code_version: str,
         random: Callable[[], float],
-    ) -> None:
         pseudonyms: Pseudonyms | None = None,
         split_key: bytes = bytes(32),
-        self._catalog = catalog
+    ) -> None:
         self._split_key = split_key
         self._pseudonyms = pseudonyms
+        self._catalog = catalog
         self._features = features
         self._audit = audit
         self._board = board
@@ -186,8 +185,8 @@ class Steps:
             vector.values if vector else {},
             vector.statuses if vector else {},
             decision.fields,
-        )
             redactor_for(decision.task, decision.caller.tenant, decision.entity, self._pseudonyms),
+        )
         span = trace.get_current_span()
         span.set_attribute(names.DATA_CLASS, context_pb2.DataClass.Name(decision.data_class))
         if decision.data_class < context_pb2.DATA_CLASS_RESTRICTED:
@@ -273,12 +272,12 @@ class Steps:
             cached=answer.cached,
             catalog_stale=decision.catalog_stale,
             finish_reason=answer.finish_reason,
+            filters_applied=decision.filters_applied,
             latency_us=int((self._clock.monotonic() - decision.started) * 1e6),
         )
         cost = records.total_cost(answer.attempts)
         if cost is not None:
             reply.cost.CopyFrom(cost)
-            filters_applied=decision.filters_applied,
         if decision.request.include_plan:
             reply.plan.CopyFrom(records.plan_of(decision))
         span = trace.get_current_span()
