@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -161,12 +162,25 @@ def _background_ended(task: asyncio.Future[Any], failed: asyncio.Future[None]) -
     failed.set_exception(error or RuntimeError("background work ended by itself"))
 
 
+def _settle_memory() -> None:
+    """Tell the garbage collector that what is there now stays, and to come by less often.
+
+    A service holds hundreds of thousands of objects that live as long as it does, and each request
+    makes thousands that need no collector, because nothing in them goes round in a circle. By
+    default a tenth of a router's time went into looking through them.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
 async def _run(settings: S, build: Build[S]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with started(settings, build) as running:
+        _settle_memory()
         waiting: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
         first: set[asyncio.Future[Any]] = {waiting, running.failed}
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
