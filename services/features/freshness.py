@@ -26,9 +26,23 @@ def row_status(event_us: int | None, *, any_value: bool, ttl_us: int, now_us: in
     return Status.PRESENT
 
 
+def row_statuses(
+    events_us: Sequence[int | None], columns: Sequence[Sequence[Raw]], *, ttl_us: int, now_us: int
+) -> list[Status]:
+    """Return the status of each row of a view, by their event times and their values."""
+    times = [event for event in events_us if event is not None]
+    if len(times) == len(events_us) and (not ttl_us or now_us - min(times, default=0) <= ttl_us):
+        return [Status.PRESENT] * len(times)  # nearly always
+    found = [any(v is not None for v in row) for row in zip(*columns, strict=True)]
+    return [
+        row_status(event, any_value=any_value, ttl_us=ttl_us, now_us=now_us)
+        for event, any_value in zip(events_us, found, strict=True)
+    ]
+
+
 def feature_status(raw: Raw, row: Status) -> Status:
-    """Return the status of one value in a row of this status."""
-    if row is Status.ABSENT_ENTITY:
+    """Return the status of one value in a row of this status; a row of no status has none."""
+    if row is Status.ABSENT_ENTITY or row is Status.UNSPECIFIED:
         return row
     if raw is None:
         return Status.ABSENT_FEATURE

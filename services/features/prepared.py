@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from prometheus_client import Gauge
 
 from services.chassis import errors
-from services.features.definitions import DataClass, FeatureService, PushSource, Registry
+from services.features import values, wire
+from services.features.definitions import (
+    DataClass,
+    FeatureService,
+    Output,
+    PushSource,
+    Registry,
+)
 from services.features.keys import Group, Slice, group_reads
 from services.features.validation import Check, checks_for
 from twinpath.features.v1 import features_pb2
@@ -32,22 +40,39 @@ class Loader(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Block:
+    """Columns of one view and one kind, which are read, checked and written together.
+
+    `start` is the first one's place in the view, `outputs` are their places in the answer. `kind`
+    is None where they are not numbers of a fixed size. `lows` and `highs` are each column's
+    narrowest range; None: there are no ranges.
+    """
+
+    read: int
+    start: int
+    outputs: tuple[int, ...]
+    value_type: str
+    kind: values.Fixed | None
+    limits: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """A feature service with its Redis commands, and the parts of answers that never change.
 
-    `template` is an answer without rows. `checks` are the validation rules.
+    `ending` is what of an answer is not about rows, serialized. `slots` are the answer's columns;
+    `blocks` are those that are stored, `computed` the others. `checks` are the validation rules.
     """
 
     service: FeatureService
     groups: tuple[Group, ...]
     slices: tuple[Slice, ...]
-    template: features_pb2.GetFeaturesResponse
+    lineage: features_pb2.FeatureLineage
+    ending: bytes
+    slots: tuple[wire.Slot, ...]
+    blocks: tuple[Block, ...]
+    computed: tuple[int, ...]
     checks: tuple[Check, ...]
-
-    @property
-    def lineage(self) -> features_pb2.FeatureLineage:
-        """The lineage of the feature service."""
-        return self.template.lineage
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,23 +140,67 @@ def prepare(registry: Registry) -> InForce:
             registry_version=registry.version,
             views=[features_pb2.ViewVersion(view=v, version_hash=h) for v, h in service.versions],
         )
-        template = features_pb2.GetFeaturesResponse(lineage=lineage)
-        template.data_class = wire(service.data_class)
-        for output in service.outputs:
-            column = template.columns.add(
-                view=output.view,
-                feature=output.field.name,
-                data_class=wire(output.tags.data_class),
-                pii=output.tags.pii,
-            )
-            column.values.name = f"{output.view}__{output.field.name}"
+        ending = features_pb2.GetFeaturesResponse(lineage=lineage)
+        ending.data_class = wire_class(service.data_class)
+        checks = checks_for(service, registry.rules)
         services[name] = Prepared(
-            service, groups, slices, template, checks_for(service, registry.rules)
+            service=service,
+            groups=groups,
+            slices=slices,
+            lineage=lineage,
+            ending=ending.SerializeToString(),
+            slots=tuple(_slot(output) for output in service.outputs),
+            blocks=tuple(_blocks(service.outputs, checks)),
+            computed=tuple(n for n, o in enumerate(service.outputs) if o.computed is not None),
+            checks=checks,
         )
     return InForce(registry, services, broken)
 
 
-def wire(data_class: DataClass) -> Any:
+def _slot(output: Output) -> wire.Slot:
+    column = features_pb2.FeatureColumn(
+        view=output.view, feature=output.field.name, pii=output.tags.pii
+    )
+    column.data_class = wire_class(output.tags.data_class)
+    column.values.name = f"{output.view}__{output.field.name}"
+    return wire.slot(column)
+
+
+def _blocks(outputs: Sequence[Output], checks: Sequence[Check]) -> Iterator[Block]:
+    """Yield the stored columns: neighbours of one kind together, all others alone."""
+    run: list[int] = []
+    for number, output in enumerate(outputs):
+        if output.stored is None:
+            continue
+        if run and not _follows(outputs[run[-1]], output):
+            yield _block(outputs, run, checks)
+            run = []
+        run.append(number)
+    if run:
+        yield _block(outputs, run, checks)
+
+
+def _follows(one: Output, other: Output) -> bool:
+    assert one.stored is not None
+    assert other.stored is not None
+    same = one.field.value_type == other.field.value_type in values.FIXED
+    return same and other.stored == (one.stored[0], one.stored[1] + 1)
+
+
+def _block(outputs: Sequence[Output], run: Sequence[int], checks: Sequence[Check]) -> Block:
+    first = outputs[run[0]]
+    assert first.stored is not None
+    ranges = [[c.rule for c in checks if c.column == n and c.rule.kind == "range"] for n in run]
+    limits = None
+    if any(ranges):
+        lows = tuple(max((rule.low for rule in rules), default=-math.inf) for rules in ranges)
+        highs = tuple(min((rule.high for rule in rules), default=math.inf) for rules in ranges)
+        limits = (lows, highs)
+    value_type = first.field.value_type
+    return Block(*first.stored, tuple(run), value_type, values.FIXED.get(value_type), limits)
+
+
+def wire_class(data_class: DataClass) -> Any:
     """Return the contract's enum value; its type exists in stubs only."""
     return int(data_class)
 

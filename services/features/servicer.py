@@ -12,11 +12,12 @@ from opentelemetry import trace
 from services.chassis import call as calls
 from services.chassis import errors, telemetry
 from services.chassis.clock import Clock
+from services.features import wire
 from services.features.coalescer import Coalescer, Read, Row
 from services.features.definitions import FeatureService, Output
 from services.features.inputs import Inputs, Violation, read_columns
 from services.features.online import OnlineStore
-from services.features.prepared import Live, Prepared, wire
+from services.features.prepared import Live, Prepared, wire_class
 from services.features.push import Pusher
 from services.features.validation import Check, judge
 from services.features.vectors import Codec, Vectors
@@ -96,16 +97,18 @@ class FeaturesServicer(features_pb2_grpc.FeaturesServicer):
                 work()
             else:
                 await asyncio.to_thread(work)
-        response = features_pb2.GetFeaturesResponse()
-        response.CopyFrom(prepared.template)
-        vectors.write(response, places, total)
+        columns = vectors.write(places, total)
+        response = features_pb2.GetFeaturesResponse.FromString(columns + prepared.ending)
         for number, fault in vectors.faults.items():
             faults[number if places is None else places[number]] = fault
-        broken = judge(prepared.checks, response.columns) if prepared.checks else {}
+        broken = judge(prepared.checks, response.columns, vectors.within)
         for number, checks in broken.items():
             if number not in faults and any(check.rule.refuse for check in checks):
                 faults[number] = _refused(checks)
         self._expire(request, start, faults)
+        if not faults and not broken:
+            response.MergeFromString(b"".join([wire.row(row.id) for row in request.rows]))
+            return response
         for number, row in enumerate(request.rows):
             result = response.rows.add(id=row.id)
             if number in broken:
@@ -264,7 +267,7 @@ def _describe(prepared: Prepared) -> features_pb2.FeatureServiceDescription:
         ],
         features=[_describe_feature(output) for output in service.outputs],
         views=prepared.lineage.views,
-        data_class=wire(service.data_class),
+        data_class=wire_class(service.data_class),
     )
 
 
@@ -274,6 +277,6 @@ def _describe_feature(output: Output) -> features_pb2.FeatureDescription:
         feature=output.field.name,
         value_type=output.field.value_type,
         ttl_seconds=output.ttl_us // 1_000_000,
-        data_class=wire(output.tags.data_class),
+        data_class=wire_class(output.tags.data_class),
         pii=output.tags.pii,
     )

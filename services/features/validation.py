@@ -8,7 +8,7 @@ that a feature service gives; what only feeds an on-demand view is judged by its
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
@@ -268,10 +268,17 @@ def checks_for(service: FeatureService, rules: Mapping[str, Sequence[Rule]]) -> 
     return tuple(found)
 
 
-def judge(checks: Sequence[Check], columns: Sequence[Any]) -> dict[int, list[Check]]:
-    """Return the broken rules of each row that breaks any; counts them."""
+def judge(
+    checks: Sequence[Check], columns: Sequence[Any], within: Container[int] = ()
+) -> dict[int, list[Check]]:
+    """Return the broken rules of each row that breaks any; counts them.
+
+    `within` are columns that are known to keep their ranges.
+    """
     broken: dict[int, list[Check]] = {}
     for check in checks:
+        if check.column in within and check.rule.kind == "range":
+            continue
         rows = check.broken(columns[check.column])
         if rows:
             rule = check.rule

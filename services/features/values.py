@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import repeat
 from typing import Any
 
 import numpy as np
 
+from services.features import wire
 from services.features.definitions import Raw
 from twinpath.common.v1 import value_pb2
 
@@ -22,16 +24,52 @@ Parse = Callable[[bytes], tuple[str, Any]]
 Nulls = list[bool]
 
 _NAT = -(2**63)
-_SHORT = 8  # values up to which numpy costs more than it saves
 _MAX_S = (2**63 - 1) // 1_000_000
-_DOUBLE = struct.Struct("<xd").unpack
-_FLOAT = struct.Struct("<xf").unpack
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A kind of numbers whose stored values all have the same size, tag included."""
+
+    tag: int
+    size: int
+    array: str
+    letter: str
+
+    def strip(self, cells: Sequence[bytes]) -> bytes | None:
+        """Return the payloads of stored values; None when one is not of this kind."""
+        if set(map(len, cells)) != {self.size}:
+            return None
+        joined = b"".join(cells)
+        if joined[:: self.size] != bytes([self.tag]) * len(cells):
+            return None
+        if len(cells) == 1:
+            return joined[1:]
+        table = np.frombuffer(joined, dtype=np.uint8).reshape(len(cells), self.size)
+        return table[:, 1:].tobytes()
+
+    def unpack(self, payload: bytes) -> Sequence[float]:
+        """Return the numbers of payloads."""
+        count = len(payload) // (self.size - 1)
+        return struct.unpack(f"<{count}{self.letter}", payload)
+
+    @property
+    def zero(self) -> bytes:
+        """A stored zero."""
+        return bytes([self.tag]) + bytes(self.size - 1)
+
+    @property
+    def numpy(self) -> str:
+        """Numpy's name of a payload."""
+        return f"<f{self.size - 1}"
+
+
+FIXED = {"DOUBLE": Fixed(0x29, 9, "doubles", "d"), "FLOAT": Fixed(0x35, 5, "floats", "f")}
 
 # Kinds whose stored null is always empty.
 NEVER_NULL = frozenset({"DOUBLE", "FLOAT", "INT32", "INT64", "BOOL", "STRING", "BYTES"})
 
-# value type: (tag byte, size of tag and payload, numpy's view of the payload)
-_FIXED = {"DOUBLE": (0x29, 9, "doubles"), "FLOAT": (0x35, 5, "floats")}
+# value type: (tag byte, array)
 _VARINT = {"INT32": (0x18, "int64s"), "INT64": (0x20, "int64s"), "BOOL": (0x38, "bools")}
 _SIZED = {"BYTES": (0x0A, "byteses"), "STRING": (0x12, "strings")}
 
@@ -86,87 +124,79 @@ _MAP_KEYS |= {"float_key": "double_value", "double_key": "double_value"}
 _MAP_KEYS |= {"bytes_key": "bytes_value"}
 
 
-def _packed(payload: bytes) -> bytes:
-    """Return a packed array, field 1, of this payload."""
-    size, head = len(payload), bytearray(b"\x0a")
-    while size > 0x7F:
-        head.append(size & 0x7F | 0x80)
-        size >>= 7
-    head.append(size)
-    return bytes(head) + payload
-
-
-def fill(column: Any, value_type: str, raw: Sequence[Raw], parse: Parse) -> dict[int, str]:
-    """Fill a `Column` with stored values; rows without one get zero.
+def encode(value_type: str, raw: Sequence[Raw], parse: Parse) -> tuple[bytes, dict[int, str]]:
+    """Return the array of a `Column` that holds stored values; rows without one get zero.
 
     Args:
-        column: The message to fill.
         value_type: What the registry says about the values; they need not obey.
         raw: The stored values.
         parse: See `store.parse`.
 
     Returns:
-        Rows whose value can't be read or represented, and why. They get zero.
+        The array, serialized, empty when there is no value; and the rows whose value can't be
+        read or represented, and why. They get zero.
     """
     if not any(raw):
-        return {}
-    if (value_type in _FIXED and _fill_fixed(column, value_type, raw)) or (
-        value_type in _VARINT and _fill_varint(column, value_type, raw)
-    ):
-        return {}
-    if value_type in _SIZED and _fill_sized(column, value_type, raw):
-        return {}
-    return _fill_parsed(column, raw, parse)
+        return b"", {}
+    found: bytes | None = None
+    if value_type in FIXED:
+        found = _fixed(FIXED[value_type], raw)
+    elif value_type in _VARINT:
+        found = _varints(*_VARINT[value_type], raw)
+    elif value_type in _SIZED:
+        found = _strings(*_SIZED[value_type], raw)
+    if found is not None:
+        return found, {}
+    column = value_pb2.Column()
+    faults = _fill_parsed(column, raw, parse)
+    return column.SerializeToString(), faults
 
 
-def _fill_fixed(column: Any, value_type: str, raw: Sequence[Raw]) -> bool:
-    tag, size, array = _FIXED[value_type]
-    if len(raw) <= _SHORT:
-        if not all(len(v) == size and v[0] == tag for v in raw if v):
-            return False
-        unpack = _DOUBLE if size == 9 else _FLOAT
-        getattr(column, array).values.extend([unpack(v)[0] if v else 0.0 for v in raw])
-        return True
-    zero = bytes([tag]) + bytes(size - 1)
-    values = [value or zero for value in raw]
-    if set(map(len, values)) != {size}:
-        return False
-    table = np.frombuffer(b"".join(values), dtype=np.uint8).reshape(len(values), size)
-    if not (table[:, 0] == tag).all():
-        return False
-    getattr(column, array).MergeFromString(_packed(table[:, 1:].tobytes()))
-    return True
+def _fixed(kind: Fixed, raw: Sequence[Raw]) -> bytes | None:
+    zero = kind.zero
+    payload = kind.strip([value or zero for value in raw])
+    return None if payload is None else wire.packed(kind.array, payload)
 
 
-def _fill_varint(column: Any, value_type: str, raw: Sequence[Raw]) -> bool:
-    tag, array = _VARINT[value_type]
+def _varints(tag: int, array: str, raw: Sequence[Raw]) -> bytes | None:
     payloads = []
     for value in raw:
         if not value:
             payloads.append(b"\0")
-        elif value[0] == tag and value[-1] < 0x80:
+        elif value[0] == tag and value[-1] < 0x80 and (len(value) == 2 or _one_varint(value)):
             payloads.append(value[1:])
         else:
-            return False
-    message = getattr(column, array)
-    message.MergeFromString(_packed(b"".join(payloads)))
-    if len(message.values) == len(raw):
-        return True
-    column.ClearField(array)  # a value held more than one number
-    return False
+            return None
+    return wire.packed(array, b"".join(payloads))
 
 
-def _fill_sized(column: Any, value_type: str, raw: Sequence[Raw]) -> bool:
-    tag, array = _SIZED[value_type]
+def _one_varint(value: bytes) -> bool:
+    """Tell whether a tag is followed by a single number, by all but its last byte."""
+    return 2 < len(value) <= 11 and min(value[1:-1]) >= 0x80
+
+
+def _strings(tag: int, array: str, raw: Sequence[Raw]) -> bytes | None:
     payloads = []
     for value in raw:
         if not value:
-            payloads.append(b"\x0a\0")
+            payloads.append(b"\0")
         elif value[0] == tag and value[1] < 0x80 and len(value) == value[1] + 2:
-            payloads.append(b"\x0a" + value[1:])
+            payloads.append(value[1:])
         else:
-            return False  # long, or not what it seems: parse
-    getattr(column, array).MergeFromString(b"".join(payloads))
+            return None  # long, or not what it seems: parse
+    if array == "strings" and not _is_text(b"".join(payloads)):
+        return None
+    return wire.listed(array, payloads)
+
+
+def _is_text(joined: bytes) -> bool:
+    # Lengths below 0x80 are ASCII, so they cut sequences as the end of a string does.
+    if joined.isascii():
+        return True
+    try:
+        joined.decode()
+    except UnicodeDecodeError:
+        return False
     return True
 
 
@@ -292,38 +322,42 @@ def python_column(
     value_type: str, raw: Sequence[Raw], to_python: Callable[[Raw, str], Any]
 ) -> list[Any]:
     """Return stored values as Python values, as Feast gives them to on-demand views."""
-    if value_type in _FIXED:
-        tag, size, _ = _FIXED[value_type]
-        unpack = _DOUBLE if value_type == "DOUBLE" else _FLOAT
-        if all(len(v) == size and v[0] == tag for v in raw if v):
-            return [unpack(v)[0] if v else None for v in raw]
+    kind = FIXED.get(value_type)
+    if kind is not None:
+        zero = kind.zero
+        payload = kind.strip([value or zero for value in raw])
+        if payload is not None:
+            numbers = kind.unpack(payload)
+            return [n if v else None for n, v in zip(numbers, raw, strict=True)]
     return list(map(to_python, raw, repeat(value_type)))
 
 
-def fill_computed(
-    column: Any,
+def encode_computed(
     value_type: str,
     values: Sequence[Any],
     from_python: Callable[[Sequence[Any], str], list[bytes]],
     parse: Parse,
-) -> Nulls:
-    """Fill a `Column` with what an on-demand view computed; return which rows are null.
+) -> tuple[bytes, Nulls]:
+    """Return what an on-demand view computed as `encode` does, and which rows are null.
 
     Raises:
         Exception: whatever Feast raises for values that don't fit the type.
     """
-    if value_type in ("DOUBLE", "FLOAT") and all(v is None or type(v) is float for v in values):
+    kind = FIXED.get(value_type)
+    if kind is not None and all(v is None or type(v) is float for v in values):
         # Feast stores NaN of an on-demand view as null.
         nulls = [v is None or v != v for v in values]  # noqa: PLR0124 - NaN's own test
-        if not all(nulls):
-            array = column.doubles if value_type == "DOUBLE" else column.floats
-            array.values.extend(0.0 if n else v for v, n in zip(values, nulls, strict=True))
-        return nulls
+        if all(nulls):
+            return b"", nulls
+        numbers = [0.0 if n else v for v, n in zip(values, nulls, strict=True)]
+        column = value_pb2.Column()
+        getattr(column, kind.array).values.extend(numbers)
+        return column.SerializeToString(), nulls
     raw = from_python(values, value_type)
-    faults = fill(column, value_type, raw, parse)
+    found, faults = encode(value_type, raw, parse)
     if faults:
         raise ValueError(next(iter(faults.values())))
-    return [is_null(value, parse) for value in raw]
+    return found, [is_null(value, parse) for value in raw]
 
 
 def seconds_to_datetime(seconds: int) -> datetime:

@@ -10,17 +10,20 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import chain
+from operator import le
 from typing import Any, Protocol
 
+import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.chassis import errors
-from services.features import freshness, transform, values
+from services.features import freshness, transform, values, wire
 from services.features.coalescer import Row
-from services.features.definitions import Field, OnDemandView, Output, Raw, Status
+from services.features.definitions import Field, OnDemandView, Raw, Status
 from services.features.inputs import Inputs
-from services.features.prepared import Prepared
-from twinpath.features.v1 import features_pb2
+from services.features.prepared import Block, Prepared
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +46,15 @@ class Codec(Protocol):
 
 @dataclass(slots=True)
 class _View:
-    """What was read of one view: a raw column for each feature, and its rows' times."""
+    """What was read of one view: a raw column for each feature, and its rows' times.
 
-    columns: list[Sequence[Raw]]
+    `times` are the event times as they stand in an answer.
+    """
+
+    columns: Sequence[Sequence[Raw]]
     events_us: list[int | None]
     statuses: list[Status]
+    times: bytes = b""
 
 
 @dataclass(slots=True)
@@ -59,6 +66,8 @@ class Vectors:
         codec: Feast's conversions.
         now_us: The clock when the answer is assembled.
         rows: How many rows are answered here.
+
+    `within` are columns of the answer whose values are known to keep their ranges.
     """
 
     prepared: Prepared
@@ -66,9 +75,11 @@ class Vectors:
     now_us: int
     rows: int
     faults: dict[int, errors.ServiceError] = field(default_factory=dict)
+    within: set[int] = field(default_factory=set)
     _views: list[_View] = field(default_factory=list)
     _computed: list[transform.Computed] = field(default_factory=list)
     _demand_status: list[list[Status]] = field(default_factory=list)
+    _demand_fresh: list[list[Status]] = field(default_factory=list)
 
     def read(self, groups: Sequence[Sequence[Row]]) -> None:
         """Take in the rows of each group of reads."""
@@ -77,20 +88,13 @@ class Vectors:
             width = len(group.fields.names)
             clean = [self._row(number, row, width) for number, row in enumerate(rows)]
             tables.append(list(zip(*clean, strict=True)) if clean else [()] * width)
-        times: dict[bytes, int] = {}
         for read, where in zip(self.prepared.service.reads, self.prepared.slices, strict=True):
             table = tables[where.group]
             columns = table[where.start : where.time]
-            events = [self._time(n, raw, times) for n, raw in enumerate(table[where.time])]
-            found: Sequence[bool] = [True] * self.rows
-            if None in events:
-                found = [any(v is not None for v in row) for row in zip(*columns, strict=True)]
-            statuses = [
-                freshness.row_status(
-                    event, any_value=any_value, ttl_us=read.ttl_us, now_us=self.now_us
-                )
-                for event, any_value in zip(events, found, strict=True)
-            ]
+            events = [self._time(n, raw) for n, raw in enumerate(table[where.time])]
+            statuses = freshness.row_statuses(
+                events, columns, ttl_us=read.ttl_us, now_us=self.now_us
+            )
             self._views.append(_View(columns, events, statuses))
 
     def _row(self, number: int, row: Row, width: int) -> Sequence[Raw]:
@@ -101,19 +105,16 @@ class Vectors:
             return [None] * width
         return row
 
-    def _time(self, number: int, raw: Raw, cache: dict[bytes, int]) -> int | None:
+    def _time(self, number: int, raw: Raw) -> int | None:
         if raw is None:
             return None
-        found = cache.get(raw)
-        if found is None:
-            try:
-                found = cache[raw] = event_time_us(raw)
-            except ValueError:
-                self.faults[number] = errors.DataLossError(
-                    "FEATURE_ROW_CORRUPT", "the row's event time can't be read"
-                )
-                return 0
-        return found
+        try:
+            return event_time_us(raw)
+        except ValueError:
+            self.faults[number] = errors.DataLossError(
+                "FEATURE_ROW_CORRUPT", "the row's event time can't be read"
+            )
+            return 0
 
     def compute(self, inputs: Inputs) -> Callable[[], None]:
         """Return the work of on-demand views; the caller decides in which thread it runs."""
@@ -134,6 +135,7 @@ class Vectors:
                 self._computed.append(result)
                 statuses = self._input_statuses(view)
                 self._demand_status.append(statuses)
+                self._demand_fresh.append(self._freshness(view))
                 self._judge(view, result, statuses)
 
         return work
@@ -173,6 +175,17 @@ class Vectors:
                 worst = [freshness.worst(pair) for pair in zip(worst, statuses, strict=True)]
         return worst
 
+    def _freshness(self, view: OnDemandView) -> list[Status]:
+        """Return the status of what is computed: derived from something stale, it is stale."""
+        reads = {item.read for item in view.inputs}
+        found = [Status.PRESENT] * self.rows
+        for read in reads:
+            if Status.STALE in self._views[read].statuses:
+                for row, status in enumerate(self._views[read].statuses):
+                    if status is Status.STALE:
+                        found[row] = status
+        return found
+
     def _judge(
         self, view: OnDemandView, result: transform.Computed, statuses: Sequence[Status]
     ) -> None:
@@ -197,48 +210,92 @@ class Vectors:
             number, errors.DataLossError("FEATURE_ROW_CORRUPT", f"{what} can't be read")
         )
 
-    def write(self, response: Any, places: Sequence[int] | None, total: int) -> None:
-        """Fill in the columns of a response.
+    def write(self, places: Sequence[int] | None, total: int) -> bytes:
+        """Return the columns of the answer, serialized.
 
         Args:
-            response: A copy of the feature service's template.
             places: Where each row stands in the answer; None: the rows are the answer.
             total: How many rows the answer has.
         """
-        outputs = self.prepared.service.outputs
-        for column, output in zip(response.columns, outputs, strict=True):
-            if output.stored is not None:
-                statuses, events = self._stored(column, output, output.stored, places, total)
-            else:
-                assert output.computed is not None
-                statuses, events = self._from_view(column, output, output.computed, places, total)
-            column.statuses.extend(_spread(statuses, places, total, Status.UNSPECIFIED))
-            column.event_times_unix_us.extend(_spread(events, places, total, 0))
+        if places is not None:
+            self._spread(places, total)
+        for view in self._views:
+            view.times = wire.event_times([event or 0 for event in view.events_us])
+        pieces = [b""] * len(self.prepared.slots)
+        for block in self.prepared.blocks:
+            if not self._write_block(block, pieces):
+                for number, output in enumerate(block.outputs):
+                    column = block.start + number
+                    pieces[output] = self._write_stored(block.read, column, output, places)
+        none = wire.event_times([0] * total) if self.prepared.computed else b""
+        for output in self.prepared.computed:
+            pieces[output] = self._write_computed(output, places, total, none)
+        return b"".join(pieces)
 
-    def _stored(
-        self,
-        column: features_pb2.FeatureColumn,
-        output: Output,
-        place: tuple[int, int],
-        places: Sequence[int] | None,
-        total: int,
-    ) -> tuple[Sequence[Status], Sequence[int]]:
-        view = self._views[place[0]]
-        raw = view.columns[place[1]]
-        spread = _spread(raw, places, total, None)
-        bad = values.fill(column.values, output.field.value_type, spread, self.codec.parse)
+    def _spread(self, places: Sequence[int], total: int) -> None:
+        for view in self._views:
+            view.columns = [_spread(column, places, total, None) for column in view.columns]
+            view.events_us = _spread(view.events_us, places, total, None)
+            view.statuses = _spread(view.statuses, places, total, Status.UNSPECIFIED)
+
+    def _write_block(self, block: Block, pieces: list[bytes]) -> bool:
+        """Write neighbouring columns of one kind; tell whether they are what they should be."""
+        if block.kind is None:
+            return False
+        view = self._views[block.read]
+        columns = view.columns[block.start : block.start + len(block.outputs)]
+        cells: list[Any] = list(chain.from_iterable(columns))
+        whole = all(cells)
+        if not whole:
+            zero = block.kind.zero
+            cells = [cell or zero for cell in cells]
+        payload = block.kind.strip(cells)
+        if payload is None:
+            return False
+        if block.limits is not None and _are_within(block.kind, block.limits, payload):
+            self.within.update(block.outputs)
+        tail = wire.tail(view.statuses, view.times)
+        size = len(payload) // len(columns)
+        head = wire.array_head(block.kind.array, size)
+        width = len(head) + size
+        slots = self.prepared.slots
+        for number, output in enumerate(block.outputs):
+            if whole or all(columns[number]):
+                opening = slots[output].opening(width, len(tail))
+                part = payload[number * size : number * size + size]
+                pieces[output] = b"".join((opening, head, part, tail))
+            else:
+                statuses = freshness.column_statuses(columns[number], view.statuses)
+                array = head + payload[number * size : number * size + size]
+                if not any(columns[number]):
+                    array = b""
+                pieces[output] = self._piece(output, array, statuses, view.times)
+        return True
+
+    def _piece(self, output: int, array: bytes, statuses: Sequence[Status], times: bytes) -> bytes:
+        tail = wire.tail(statuses, times)
+        return self.prepared.slots[output].opening(len(array), len(tail)) + array + tail
+
+    def _write_stored(
+        self, read: int, column: int, output: int, places: Sequence[int] | None
+    ) -> bytes:
+        view = self._views[read]
+        raw = view.columns[column]
+        feature = self.prepared.service.outputs[output]
+        value_type = feature.field.value_type
+        array, bad = values.encode(value_type, raw, self.codec.parse)
         for row, why in bad.items():
             number = places.index(row) if places is not None else row
-            self._corrupt(number, f"{output.view}:{output.field.name} ({why})")
+            self._corrupt(number, f"{feature.view}:{feature.field.name} ({why})")
         statuses = freshness.column_statuses(raw, view.statuses)
-        if output.field.value_type not in values.NEVER_NULL:
+        if value_type not in values.NEVER_NULL:
             statuses = [
                 Status.NULL
                 if status in (Status.PRESENT, Status.STALE) and self._says_null(value)
                 else status
                 for value, status in zip(raw, statuses, strict=True)
             ]
-        return statuses, [event or 0 for event in view.events_us]
+        return self._piece(output, array, statuses, view.times)
 
     def _says_null(self, value: Raw) -> bool:
         try:
@@ -246,33 +303,23 @@ class Vectors:
         except ValueError:
             return False
 
-    def _from_view(
-        self,
-        column: features_pb2.FeatureColumn,
-        output: Output,
-        place: tuple[int, int],
-        places: Sequence[int] | None,
-        total: int,
-    ) -> tuple[Sequence[Status], Sequence[int]]:
-        result = self._computed[place[0]]
-        inputs = self._demand_status[place[0]]
-        computed = result.columns[place[1]]
-        spread = _spread(computed, places, total, None)
+    def _write_computed(
+        self, number: int, places: Sequence[int] | None, total: int, times: bytes
+    ) -> bytes:
+        output = self.prepared.service.outputs[number]
+        assert output.computed is not None
+        demand, place = output.computed
+        result = self._computed[demand]
+        column = _spread(result.columns[place], places, total, None)
+        array, nulls = b"", [True] * total
         try:
-            nulls = values.fill_computed(
-                column.values,
-                output.field.value_type,
-                spread,
-                self.codec.from_python,
-                self.codec.parse,
+            array, nulls = values.encode_computed(
+                output.field.value_type, column, self.codec.from_python, self.codec.parse
             )
         except Exception as error:  # noqa: BLE001 - the view gave what its schema does not allow
-            column.values.ClearField(column.values.WhichOneof("values") or "name")
-            column.values.name = f"{output.view}__{output.field.name}"
-            nulls = [True] * total
-            for number in range(self.rows):
+            for row in range(self.rows):
                 self.faults.setdefault(
-                    number,
+                    row,
                     errors.FailedPreconditionError(
                         "TRANSFORMATION_FAILED",
                         f"{output.view}:{output.field.name} is no {output.field.value_type}: "
@@ -280,24 +327,38 @@ class Vectors:
                         metadata={"view": output.view, "feature": output.field.name},
                     ),
                 )
-        missing = place[1] in result.missing
-        reads = {item.read for item in self.prepared.service.on_demand[place[0]].inputs}
         statuses: list[Status] = []
-        for number in range(self.rows):
-            null = nulls[places[number] if places is not None else number]
-            if number in result.failed:
-                statuses.append(inputs[number])
+        missing = place in result.missing
+        failed, fresh = self._demand_status[demand], self._demand_fresh[demand]
+        for row in range(self.rows):
+            if row in result.failed:
+                statuses.append(failed[row])
             elif missing:
                 statuses.append(Status.ABSENT_FEATURE)
-            elif null:
+            elif nulls[places[row] if places is not None else row]:
                 statuses.append(Status.NULL)
             else:
-                # A value derived from something stale is stale.
-                stale = any(self._views[r].statuses[number] is Status.STALE for r in reads)
-                statuses.append(Status.STALE if stale else Status.PRESENT)
-        return statuses, [0] * self.rows
+                statuses.append(fresh[row])
+        return self._piece(
+            number, array, _spread(statuses, places, total, Status.UNSPECIFIED), times
+        )
 
 
+def _are_within(
+    kind: values.Fixed, limits: tuple[Sequence[float], Sequence[float]], payload: bytes
+) -> bool:
+    """Tell whether all values keep their columns' ranges; with NaN they don't."""
+    lows, highs = limits
+    if len(payload) == len(lows) * (kind.size - 1):
+        numbers = kind.unpack(payload)
+        return all(map(le, lows, numbers)) and all(map(le, numbers, highs))
+    table = np.frombuffer(payload, dtype=kind.numpy).reshape(len(lows), -1)
+    return bool(
+        (table >= np.array(lows)[:, None]).all() and (table <= np.array(highs)[:, None]).all()
+    )
+
+
+@lru_cache(maxsize=65_536)
 def event_time_us(raw: bytes) -> int:
     """Return a stored event time, rounded to microseconds as Feast rounds it.
 
@@ -322,9 +383,7 @@ def _datetimes(column: Sequence[Any]) -> list[Any]:
     return [None if v is None else values.seconds_to_datetime(v) for v in column]
 
 
-def _spread(
-    column: Sequence[Any], places: Sequence[int] | None, total: int, empty: Any
-) -> Sequence[Any]:
+def _spread(column: Any, places: Sequence[int] | None, total: int, empty: Any) -> Any:
     if places is None:
         return column
     full = [empty] * total
