@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import secrets
 import statistics
 import sys
 import tempfile
@@ -17,17 +18,26 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import grpc.aio
+import uvloop
 
+from services.chassis import validation
 from services.chassis.clock import SystemClock
 from services.chassis.identity import read_public_keys
 from services.cli.embedded.process import ManagedProcess, ProcessSpec
 from services.cli.embedded.valkey import Valkey
-from services.remote import oip_body
+from services.remote import oip_body, providers
 from services.remote.catalog import Model
-from services.remote.grants import GrantVerifier
+from services.remote.catalog import load as load_catalog
+from services.remote.compose import redis_client
+from services.remote.grants import GrantUse, GrantVerifier
+from services.remote.limit_store import LocalStore, RedisStore
+from services.remote.limits import Limits
+from services.remote.provider import Ask
+from services.remote.tensor_fit import check_inputs
 from tests.support import ROOT, MeshKeys, client, free_port, mesh_keys
 from tests.unit.remote.support import VENDOR_TOKEN, make_item, write_catalog
 from twinpath.inference import detectors, digest
@@ -51,6 +61,8 @@ _LIMITS = (
     "    limits: {requests_per_minute: 1000000000, tokens_per_minute: 1000000000,"
     " per_caller: {requests_per_minute: 1000000000}}\n"
 )
+# What 100,000 calls' worth of fragments may come to.
+_GROWTH_MIB = 8.0
 Call = Callable[[], Awaitable[None]]
 
 
@@ -75,6 +87,12 @@ async def measure(call: Call, callers: int, calls: int) -> tuple[float, float, f
 def show(line: str) -> None:
     """Print a line."""
     sys.stdout.write(line + "\n")
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time that a process has used, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def rss_mib(pid: int) -> float:
@@ -108,31 +126,72 @@ async def until(call: Call) -> None:
                 await asyncio.sleep(0.1)
 
 
-def shares(keys: MeshKeys) -> dict[str, float]:
-    """Return what single steps take, in microseconds, each alone and warm."""
+def best_us(step: Callable[[], object]) -> float:
+    """Return what a step takes in microseconds, alone and warm."""
+    laps = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        for _ in range(300):
+            step()
+        laps.append((time.perf_counter() - begin) / 300 * 1e6)
+    return min(laps)
+
+
+async def lap_us(step: Call) -> float:
+    """Return what a step that waits for others takes in microseconds, once."""
+    begin = time.perf_counter()
+    await step()
+    return (time.perf_counter() - begin) * 1e6
+
+
+async def shares(
+    stack: AsyncExitStack, keys: MeshKeys, catalog: Path, state_url: str, direct: Call
+) -> dict[str, float]:
+    """Return what single steps add, in microseconds, each alone and warm in this process."""
+    clock = SystemClock()
+    provider = load_catalog(catalog, providers.mistakes)["standin"]
+    model = provider.find("echo", "1")
+    assert model is not None
     item = make_item(keys)
-    verifier = GrantVerifier(read_public_keys(keys.grant_keys), SystemClock())
-    entry = {"name": "features", "datatype": "FP32", "shape": [-1, -1]}
-    model = Model.model_validate(
-        {"name": "echo", "version": "1", "inputs": [entry], "outputs": [entry]}
-    )
+    request = inference_pb2.InferRequest(items=[item])
+    verifier = GrantVerifier(read_public_keys(keys.grant_keys), clock)
     prompt = "The patient reports mild symptoms since last week. " * 10
-    steps: dict[str, Callable[[], object]] = {
-        "grant verified": lambda: verifier.verify(item),
-        "digest recomputed": lambda: digest.fits(item.input),
-        "detectors on 500 characters": lambda: list(detectors.find(prompt)),
-        "body rendered": lambda: oip_body.render_binary(model, item.input.tensors),
+
+    client = redis_client(state_url, 1.0)
+    stack.push_async_callback(client.aclose)
+    limits = Limits(RedisStore(client, LocalStore(clock), clock), shared=True)
+    adapter = providers.make(provider, clock, 1 << 20)
+    stack.push_async_callback(adapter.aclose)
+    ask = Ask(model, item.input.tensors, 10.0, {})
+
+    async def limited() -> None:
+        use = GrantUse(secrets.token_hex(16), 60.0)
+        await limits.acquire(provider, model, ("bench", "bench"), 10, grant=use)
+
+    async def adapted() -> None:
+        await adapter.infer(ask, inference_pb2.Metering())
+
+    await adapted()
+    over = []
+    for _ in range(400):  # by turns, so that what else goes on hits both
+        first, second = await lap_us(adapted), await lap_us(direct)
+        over.append(first - second)
+    return {
+        "contract's rules checked": best_us(lambda: validation.check(request)),
+        "grant verified": best_us(lambda: verifier.verify(item)),
+        "digest recomputed": best_us(lambda: digest.fits(item.input)),
+        "tensors compared with the catalog": best_us(
+            lambda: check_inputs(item.input.tensors, model.inputs)
+        ),
+        "detectors on 500 characters": best_us(lambda: list(detectors.find(prompt))),
+        "limits and grant's use, a round trip": statistics.median(
+            [await lap_us(limited) for _ in range(400)]
+        ),
+        "adapter, beyond its HTTP call": statistics.median(over),
+        "  of it, body rendered": best_us(
+            lambda: oip_body.render_binary(model, item.input.tensors)
+        ),
     }
-    found = {}
-    for name, step in steps.items():
-        laps = []
-        for _ in range(5):
-            begin = time.perf_counter()
-            for _ in range(500):
-                step()
-            laps.append((time.perf_counter() - begin) / 500 * 1e6)
-        found[name] = min(laps)
-    return found
 
 
 async def bench(calls: int, soak: int) -> int:
@@ -141,8 +200,8 @@ async def bench(calls: int, soak: int) -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         keys = mesh_keys(folder)
         echo_port, vendor_port, remote_port = free_port(), free_port(), free_port()
-        await start(stack, "echo", ["-c", _ECHO_SERVER, str(echo_port)], folder)
-        await start(
+        echo_pid = await start(stack, "echo", ["-c", _ECHO_SERVER, str(echo_port)], folder)
+        vendor_pid = await start(
             stack, "standin", ["-m", "services.standin"], folder,
             TWINPATH_STANDIN_PORT=str(vendor_port), TWINPATH_STANDIN_TOKEN=VENDOR_TOKEN,
         )  # fmt: skip
@@ -163,8 +222,10 @@ async def bench(calls: int, soak: int) -> int:
             TWINPATH_STATE_URL=store.url,
         )  # fmt: skip
 
+        pids = {"bench": os.getpid(), "echo": echo_pid, "standin": vendor_pid, "remote": pid}
+
         echo_channel = await stack.enter_async_context(client(f"127.0.0.1:{echo_port}"))
-        echo = echo_channel.unary_unary(_ECHO)
+        echo: Any = echo_channel.unary_unary(_ECHO)
         channel = await stack.enter_async_context(client(address, keys.token("service:router")))
         stub = inference_pb2_grpc.InferenceStub(channel)
         connector = aiohttp.TCPConnector(limit=100)
@@ -201,27 +262,45 @@ async def bench(calls: int, soak: int) -> int:
             await until(call)
             await measure(call, 4, 300)
 
-        show(f"{'':38}{'p50 ms':>9}{'p99 ms':>9}{'calls/s':>9}")
+        show(f"{'':65}{'CPU ms per call of':>18}")
+        header = "".join(f"{name:>9}" for name in ("p50 ms", "p99 ms", "calls/s", *pids))
+        show(f"{'':38}{header}")
         p50, rates = {}, {}
         for callers in (1, 64):
             for label, call in (("bare echo", say), ("direct", direct), ("remote path", remote)):
                 if call is remote:
                     items.extend(make_item(keys) for _ in range(calls))
+                used = [cpu_s(one) for one in pids.values()]
                 middle, high, rate = await measure(call, callers, calls)
+                used = [cpu_s(one) - was for one, was in zip(pids.values(), used, strict=True)]
                 p50[label, callers], rates[label, callers] = middle, rate
                 title = f"{label}, {callers} caller{'s' * (callers > 1)}"
-                show(f"{title:38}{middle:9.2f}{high:9.2f}{rate:9.0f}")
+                spent = "".join(f"{seconds / calls * 1e3:9.2f}" for seconds in used)
+                show(f"{title:38}{middle:9.2f}{high:9.2f}{rate:9.0f}{spent}")
         added = p50["remote path", 1] - p50["direct", 1]
         allowed = 2 * p50["bare echo", 1]
         show(f"\nadded p50 over a direct call: {added:.2f} ms; allowed: {allowed:.2f} ms")
         show(f"at 64 callers: {rates['remote path', 64]:.0f}/s; wanted: 800/s")
-        for name, micros in shares(keys).items():
-            show(f"  of it, {name}: {micros:.0f} us")
-        if soak:
-            before = rss_mib(pid)
-            await measure(remote, 32, soak)
-            show(f"memory over {soak} calls: {before:.1f} -> {rss_mib(pid):.1f} MiB")
-        return int(added > allowed or rates["remote path", 64] < 800)
+        show("each step's share, alone and warm:")
+        for name, micros in (await shares(stack, keys, catalog, store.url, direct)).items():
+            show(f"  {name:40}{micros:6.0f} us")
+        flat = await soaked(remote, pid, soak) if soak else True
+        return int(added > allowed or rates["remote path", 64] < 800 or not flat)
+
+
+async def soaked(remote: Call, pid: int, calls: int) -> bool:
+    """Make many calls; show the service's memory at ten places; tell whether it stays flat.
+
+    The first fifth fills pools and the memory of used grants, which live for a minute.
+    """
+    seen = []
+    for lap in range(1, 11):
+        await measure(remote, 32, calls // 10)
+        seen.append(rss_mib(pid))
+        show(f"memory after {lap * calls // 10:7} calls: {seen[-1]:7.1f} MiB")
+    grown = seen[-1] - seen[1]
+    show(f"grown over the last four fifths: {grown:.1f} MiB; allowed: {_GROWTH_MIB} MiB")
+    return grown <= _GROWTH_MIB
 
 
 def main() -> int:
@@ -230,7 +309,7 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=2000, help="calls of each measurement")
     parser.add_argument("--soak", type=int, default=0, help="further calls, for memory")
     given = parser.parse_args()
-    return asyncio.run(bench(given.calls, given.soak))
+    return uvloop.run(bench(given.calls, given.soak))
 
 
 if __name__ == "__main__":
