@@ -18,6 +18,21 @@ from tests.integration.test_audit_service import entry
 from twinpath.audit.v1 import audit_pb2, audit_pb2_grpc
 
 
+async def ready(channel, process):
+    """Return when the service answers; fail if it exits before."""
+    stub = audit_pb2_grpc.AuditStub(channel)
+    while True:
+        assert process.returncode is None, "the service exited at its start"
+        try:
+            await stub.Checkpoint(audit_pb2.CheckpointRequest(), timeout=1)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DATA_LOSS:
+                raise
+            await asyncio.sleep(0.02)
+        else:
+            return
+
+
 @contextlib.asynccontextmanager
 async def running(environment, token):
     """The service in a process of its own, with a stub; killed at the end if it still runs."""
@@ -26,7 +41,7 @@ async def running(environment, token):
     )
     try:
         async with support.client(environment["TWINPATH_AUDIT_LISTEN"], token) as channel:
-            await asyncio.wait_for(audit_kills._ready(channel, process), 60)
+            await asyncio.wait_for(ready(channel, process), 60)
             yield process, audit_pb2_grpc.AuditStub(channel)
     finally:
         if process.returncode is None:
@@ -39,7 +54,7 @@ async def running(environment, token):
 async def test_a_disk_that_fails_stops_the_service(tmp_path):
     """After the first failed write nothing is acknowledged, the process exits, nothing is lost."""
     keys = support.mesh_keys(tmp_path / "mesh")
-    environment = audit_kills._environment(tmp_path, keys, support.free_port())
+    environment = audit_kills.environment(tmp_path, keys, support.free_port())
     environment["TWINPATH_AUDIT_CHECKPOINT_INTERVAL_S"] = "3600"
     token = keys.token("service:router", roles=["auditor"])
     acknowledged: dict[str, int] = {}
