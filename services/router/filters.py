@@ -152,7 +152,7 @@ class FilterSpec(BaseModel):
             return Finder(kind, partial(_search, pattern), reach)
         if kind == MARKUP:
             return Finder(kind, _markup, markup.REACH)
-        return Finder(kind, partial(_detect, kind), detectors.REACH)
+        return Finder(kind, partial(_detect, kind), detectors.REACH[kind])  # type: ignore[index]
 
 
 def _each(kinds: Iterable[str]) -> list[str]:

@@ -35,7 +35,7 @@ _LINKED = re.compile(
 _WORD = re.compile(r"[^\s<>\"'()]+")
 _UNSEEN = dict.fromkeys(range(33))
 _CODED = ("javascript:", "vbscript:", "data:text/html")
-# No find reaches further over blanks than this.
+# How many characters a find with blanks in it may have.
 REACH = 64
 
 

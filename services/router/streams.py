@@ -215,6 +215,7 @@ class Streams:
                         given = True
                         yield rest
             except ServiceError as error:
+                _judged(answer, error)
                 if given:
                     answer.error = _cut(error, collected)
                     return
@@ -226,6 +227,13 @@ class Streams:
             answer.fallback = entry.rank > 1
             return
         answer.error = verdict(errand, answer, self._random)
+
+
+def _judged(answer: Answer, error: ServiceError) -> None:
+    """Note on an attempt that its path took for a good one why its output is none."""
+    if answer.attempts and not answer.attempts[-1].reason:
+        answer.attempts[-1].code = error.code.value[0]
+        answer.attempts[-1].reason = error.reason
 
 
 def _cut(error: ServiceError, collected: Collected) -> ServiceError:
