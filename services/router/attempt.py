@@ -123,6 +123,7 @@ class Attempter:
         self._signer = signer
         self._clock = clock
         self._cache = cache
+        self._streams_only: set[str] = set()
 
     async def attempt(
         self,
@@ -255,6 +256,9 @@ class Attempter:
                         yield chunk
             except ServiceError as error:
                 span.set_status(trace.StatusCode.ERROR, error.reason)
+                if open_.attempt.first_chunk_us and not open_.attempt.bytes_out:
+                    # It worked, and nobody said what it took: the path itself went away.
+                    _estimate_cost(open_.attempt, open_.candidate)
                 self._close(open_, error)
                 raise
             self._close(open_, None)
@@ -284,8 +288,12 @@ class Attempter:
             except StopAsyncIteration:
                 break
             except TimeoutError:
+                _estimate_cost(open_.attempt, open_.candidate)
                 text = f"no chunk within {first_chunk_s * 1e3:.0f} ms"
                 raise DeadlineExceededError("ATTEMPT_TIMEOUT", text) from None
+            if message.HasField("failed"):
+                _meter(open_.attempt, message.failed)
+                continue  # the call's own error comes next
             if message.HasField("final"):
                 ended = True
                 _meter(open_.attempt, message.final)
@@ -371,7 +379,8 @@ class Attempter:
     ) -> ServiceError | None:
         item = self._item(errand.decision, candidate, budget_s)
         try:
-            result = await asyncio.wait_for(self._paths[candidate.path].infer(item), budget_s)
+            async with asyncio.timeout(budget_s):
+                result = await self._infer(candidate, item)
         except ServiceError as failed:
             return failed
         except TimeoutError:
@@ -389,6 +398,19 @@ class Attempter:
         answer.outputs = outputs
         answer.finish_reason = result.finish_reason
         return None
+
+    async def _infer(
+        self, candidate: Candidate, item: inference_pb2.InferItem
+    ) -> inference_pb2.InferResult:
+        """Ask for a whole answer; a model that answers in streams only has its stream collected."""
+        path = self._paths[candidate.path]
+        if candidate.id not in self._streams_only:
+            result = await path.infer(item)
+            error = from_status(result.status) if result.HasField("status") else None
+            if error is None or error.reason != _STREAMS_ONLY:
+                return result
+            self._streams_only.add(candidate.id)  # said before anything was asked
+        return await collect(item, path.infer_stream(item))
 
     def _item(
         self, decision: Decision, candidate: Candidate, budget_s: float

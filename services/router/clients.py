@@ -98,9 +98,10 @@ class FeaturesClient:
         if len(response.rows) != len(queries):
             raise InternalError("WRONG_RESULT_COUNT", "features gave another number of rows")
         out: list[FeatureVector | ServiceError] = []
+        vectors = _Vectors(response)
         for index, row in enumerate(response.rows):
             error = from_status(row.status) if row.HasField("status") else None
-            out.append(error if error is not None else vector_of_row(response, index))
+            out.append(error if error is not None else vectors.row(index))
         return out
 
     async def _call(
@@ -152,37 +153,51 @@ def column(name: str, values: Sequence[Any]) -> value_pb2.Column:
     return out
 
 
-def _value(values: value_pb2.Column, row: int) -> Any:
-    which = values.WhichOneof("values")
+def _values(column: value_pb2.Column) -> Sequence[Any]:
+    """Return a column's values, one for each row; None for nulls."""
+    which = column.WhichOneof("values")
     if which is None:
-        return None
-    array = getattr(values, which).values
+        return ()
+    array: Sequence[Any] = getattr(column, which).values
     if which != "mixed":
-        return array[row]
-    kind = array[row].WhichOneof("kind")
-    return None if kind is None else getattr(array[row], kind)
+        return array
+    kinds = ((value, value.WhichOneof("kind")) for value in array)
+    return [None if kind is None else getattr(value, kind) for value, kind in kinds]
 
 
-def vector_of_row(response: features_pb2.GetFeaturesResponse, row: int) -> FeatureVector:
-    """Return one row of a columnar response."""
-    values: dict[str, Any] = {}
-    statuses: dict[str, int] = {}
-    times: dict[str, int] = {}
-    for found in response.columns:
-        name = f"{found.view}__{found.feature}"
-        values[name] = _value(found.values, row)
-        statuses[name] = found.statuses[row]
-        time = found.event_times_unix_us[row] if found.event_times_unix_us else 0
-        times[found.view] = max(times.get(found.view, 0), time)
-    lineage = response.lineage
-    return FeatureVector(
-        values=values,
-        statuses=statuses,
-        data_class=response.data_class,
-        feature_service=lineage.feature_service,
-        registry_version=lineage.registry_version,
-        views=tuple((v.view, v.version_hash, times.get(v.view, 0)) for v in lineage.views),
-    )
+class _Vectors:
+    """The rows of a columnar response. What they share is looked up once."""
+
+    def __init__(self, response: features_pb2.GetFeaturesResponse) -> None:
+        columns = response.columns
+        self._names = [f"{column.view}__{column.feature}" for column in columns]
+        self._values = [_values(column.values) for column in columns]
+        self._statuses = [column.statuses for column in columns]
+        times = [(column.view, column.event_times_unix_us) for column in columns]
+        self._times = [(view, times) for view, times in times if times]
+        self._lineage = response.lineage
+        self._views = [(view.view, view.version_hash) for view in response.lineage.views]
+        self._data_class = response.data_class
+
+    def row(self, row: int) -> FeatureVector:
+        """Return one row."""
+        latest: dict[str, int] = {}
+        for view, times in self._times:
+            latest[view] = max(latest.get(view, 0), times[row])
+        return FeatureVector(
+            values={
+                name: values[row] if values else None
+                for name, values in zip(self._names, self._values, strict=True)
+            },
+            statuses={
+                name: statuses[row]
+                for name, statuses in zip(self._names, self._statuses, strict=True)
+            },
+            data_class=self._data_class,
+            feature_service=self._lineage.feature_service,
+            registry_version=self._lineage.registry_version,
+            views=tuple((view, hash_, latest.get(view, 0)) for view, hash_ in self._views),
+        )
 
 
 class InferenceClient:
