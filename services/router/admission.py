@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from services.chassis.clock import Clock
 from services.chassis.errors import DeadlineExceededError, ResourceExhaustedError
 from services.router import metrics
+from services.router.decision import Decision
 from services.router.limiter import Limiter, Outcome, Priority, Refusal
 from twinpath.router.v1 import router_pb2
 
@@ -47,9 +48,7 @@ class Admission:
         outcome = Outcome.IGNORED  # what ends with another error says nothing about load
         try:
             yield
-            # Time lost on a candidate that failed is no sign of load; the breaker deals with it.
-            fell_back = seen.decision is not None and seen.decision.fallback
-            outcome = Outcome.IGNORED if fell_back else Outcome.DONE
+            outcome = Outcome.IGNORED if _says_nothing(seen.decision) else Outcome.DONE
         except DeadlineExceededError:
             outcome = Outcome.TIMED_OUT  # a caller in a hurry is not yet a sign of load
             raise
@@ -58,3 +57,13 @@ class Admission:
             raise
         finally:
             self.limiter.release(ticket, self._clock.monotonic(), outcome)
+
+
+def _says_nothing(decision: Decision | None) -> bool:
+    """Tell whether a decision's time says nothing about load.
+
+    Time lost on a candidate that failed is the breaker's matter; and an answer that was kept, by
+    the cache or the log, comes faster than any model without a queue: to learn from it would make
+    every other answer look late.
+    """
+    return decision is not None and (decision.fallback or decision.cached or decision.repeated)

@@ -17,12 +17,15 @@ import grpc
 from services.chassis.clock import Clock
 from services.chassis.errors import ServiceError
 from services.router.breaker import Breaker, Permit
+from services.router.breaker import State as Breaking
 from services.router.budget import RetryBudget
 from services.router.catalog import LIVE, CandidateSpec, Catalog, Task
+from services.router.cutover import Criteria, Cutover
 from services.router.estimator import LatencyEstimator
 from services.router.objective import Objective
 from services.router.plan import Candidate, State
 from services.router.ports import Inference
+from services.router.ramp import Ramp
 from twinpath.inference.v1 import inference_pb2
 
 log = logging.getLogger(__name__)
@@ -48,6 +51,7 @@ _INFRASTRUCTURE = frozenset(
 # A time-out after less than this, and less than so many times the usual, blames nobody.
 _SILENCE_FLOOR_S = 0.25
 _SILENCE = 10.0
+_CRITERIA_MAX = 64
 
 
 def is_infrastructure(error: ServiceError) -> bool:
@@ -62,8 +66,19 @@ class Gauge:
     breaker: Breaker = field(default_factory=Breaker)
     estimator: LatencyEstimator = field(default_factory=LatencyEstimator)
     budget: RetryBudget = field(default_factory=RetryBudget)
+    ramp: Ramp = field(default_factory=Ramp)
     in_flight: int = 0
     answered_at: float = float("-inf")  # when it last said anything, to anybody
+    cutovers: dict[Criteria, Cutover] = field(default_factory=dict)  # tasks may differ in them
+
+    def cutover(self, criteria: Criteria) -> Cutover:
+        """Return how it keeps to some criteria."""
+        found = self.cutovers.get(criteria)
+        if found is None:
+            if len(self.cutovers) >= _CRITERIA_MAX:
+                self.cutovers.clear()  # old versions of the catalog
+            found = self.cutovers[criteria] = Cutover(criteria)
+        return found
 
 
 def _key(candidate: Candidate) -> Key:
@@ -106,6 +121,7 @@ class Board:
                 cost_nanos=spec.cost_nanos_usd,
                 quality=spec.quality,
                 slow_after_s=spec.slow_after_s,
+                cutover=spec.cutover or task.cutover,
                 facts={
                     "id": spec.id,
                     "path": spec.path,
@@ -169,11 +185,12 @@ class Board:
             ready=not reason,
             reason=reason,
             breaker=gauge.breaker.state(now),
-            admits=gauge.breaker.admits(now),
+            admits=gauge.breaker.admits(now) and gauge.in_flight < gauge.ramp.limit(now),
             drained=candidate.path in self.drained,
             p50=gauge.estimator.p50(now, size_class),
             p95=gauge.estimator.p95(now, size_class),
             in_flight=gauge.in_flight,
+            cut_over=gauge.cutover(candidate.cutover).away(now) if candidate.cutover else "",
         )
 
     def states(self, candidates: tuple[Candidate, ...], size_class: int = 0) -> dict[str, State]:
@@ -183,7 +200,10 @@ class Board:
     def begin(self, candidate: Candidate) -> Permit | None:
         """Take leave for one call; None when the breaker has changed its mind since the plan."""
         gauge = self.gauge(candidate)
-        permit = gauge.breaker.acquire(self._clock.monotonic())
+        now = self._clock.monotonic()
+        if gauge.in_flight >= gauge.ramp.limit(now):
+            return None
+        permit = gauge.breaker.acquire(now)
         if permit is not None:
             gauge.in_flight += 1
         return permit
@@ -209,7 +229,12 @@ class Board:
         if timed_out and seconds < self._patience(gauge, now, seconds, size_class, slow_after_s):
             gauge.breaker.abandon(permit)  # the caller was in a hurry; that is no fault of its own
         else:
+            was_closed = gauge.breaker.state(now) is Breaking.CLOSED
             gauge.breaker.record(permit, now, ok=ok, slow=seconds > slow_after_s)
+            if not was_closed and gauge.breaker.state(now) is Breaking.CLOSED:
+                gauge.ramp.begin(now)
+            if candidate.cutover is not None:
+                gauge.cutover(candidate.cutover).observe(now, ok=ok, seconds=seconds)
         if error is None or timed_out:
             gauge.estimator.observe(now, size_class, seconds, censored=timed_out)
         if error is not None and error.reason == "PATH_UNREACHABLE":
@@ -265,6 +290,9 @@ class Board:
             self._serving[path] = serving
             self._candidates.clear()
         if self._down.pop(path, None) is not None:
+            for key, gauge in self._gauges.items():
+                if key[0] == path:
+                    gauge.ramp.begin(self._clock.monotonic())
             log.info("path answers", extra={"path": path, "models": len(models)})
 
     async def watch(self, catalog: Callable[[], Catalog]) -> None:

@@ -24,10 +24,12 @@ from pydantic import (
 )
 
 from services.chassis.files import FileError, digest_of, read_model
+from services.router.cutover import Criteria
 from services.router.filters import FilterSpec
 from services.router.objective import Objective
 from services.router.policy import Policy, PolicyFile, compile_policy
 from services.router.quotas import QuotaFile, QuotaRule
+from services.router.releases import ReleaseSpec
 from twinpath.inference import tensors
 
 log = logging.getLogger(__name__)
@@ -148,6 +150,7 @@ class CandidateSpec(_Strict):
     quality: float = Field(default=0.5, ge=0, le=1, description="from the model card, 1 is best")
     slow_after_s: float = Field(default=1.0, gt=0, description="a call that takes longer is slow")
     approvals: list[str] = Field(default_factory=list)
+    cutover: Criteria | None = Field(default=None, description="this one's; none: the task's")
 
     @model_validator(mode="after")
     def _provider_fits_path(self) -> CandidateSpec:
@@ -212,6 +215,8 @@ class Task(_Strict):
     objective: ObjectiveSpec = Field(default_factory=ObjectiveSpec)
     resilience: ResilienceSpec = Field(default_factory=ResilienceSpec)
     cache: CacheSpec | None = Field(default=None, description="none: no answer is kept")
+    release: ReleaseSpec | None = Field(default=None, description="none: traffic is not split")
+    cutover: Criteria | None = Field(default=None, description="when traffic goes to the others")
     filters: FilterSpec = Field(
         default_factory=FilterSpec, description="what is redacted, and looked for in outputs"
     )
@@ -235,6 +240,17 @@ class Task(_Strict):
     def _cache_is_meant(self) -> Task:
         if self.cache is not None and self.data_class == "restricted" and not self.cache.restricted:
             raise ValueError("a restricted task's cache must say restricted: true, or not be there")
+        if self.cache is not None and self.streaming:
+            # A stream's chunks are the point of it; a kept answer would come in one piece.
+            raise ValueError("a streaming task's answers can't be kept; take the cache out")
+        return self
+
+    @model_validator(mode="after")
+    def _arms_exist(self) -> Task:
+        known = {candidate.id for candidate in self.candidates}
+        unknown = self.release.unknown(known) if self.release is not None else []
+        if unknown:
+            raise ValueError(f"release: arms name {', '.join(unknown)}, which is no candidate")
         return self
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ from services.chassis.channels import connect
 from services.chassis.clock import SystemClock
 from services.chassis.errors import UnavailableError
 from services.chassis.run import Mount, Service
+from services.router import metrics
 from services.router.admission import Admission
 from services.router.attempt import Attempter
 from services.router.batch import Batches
@@ -24,6 +25,7 @@ from services.router.board import Board
 from services.router.cache import ResponseCache
 from services.router.catalog import Catalog, CatalogKeeper
 from services.router.clients import AuditClient, FeaturesClient, InferenceClient, RedisClaims
+from services.router.decision import is_keyed
 from services.router.dispatch import Dispatcher
 from services.router.grants import GrantSigner
 from services.router.limiter import Limiter, LimiterConfig
@@ -34,6 +36,7 @@ from services.router.pipeline import Pipeline
 from services.router.ports import Audit, Inference
 from services.router.pseudonyms import Pseudonyms
 from services.router.quotas import OwnBuckets, Quotas
+from services.router.releases import split_key
 from services.router.replay import Replays
 from services.router.servicer import RouterServicer
 from services.router.settings import RouterSettings
@@ -46,7 +49,12 @@ from twinpath.router.v1 import router_pb2_grpc
 
 
 def may_wait(catalog: Catalog, entry: audit_pb2.Entry) -> bool:
-    """Tell whether an entry may wait in the outbox: its task allows it, nothing is restricted."""
+    """Tell whether an entry may wait in the outbox: its task allows it, nothing is restricted.
+
+    One with an idempotency key may not: that the first OUTCOME wins, only the log can say.
+    """
+    if is_keyed(entry.record.decision_id):
+        return False
     task = catalog.tasks.get(entry.record.task)
     restricted = entry.record.data_class >= context_pb2.DATA_CLASS_RESTRICTED
     return task is not None and task.audit_outage == "outbox" and not restricted
@@ -105,6 +113,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
         code_version=code_version,
         random=random.random,
         pseudonyms=pseudonyms,
+        split_key=split_key((settings.split_key or settings.grant_key).read_bytes()),
     )
     limits = LimiterConfig(
         initial=min(128, settings.max_in_flight),
@@ -151,7 +160,8 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
     async def within_quota(call: Call) -> None:
         """Before any work, and before the limiter: a refusal here says nothing about load."""
         if keeper.catalog.quotas:
-            await quotas.take(keeper.catalog.quotas, call.identity)
+            with metrics.refusal():
+                await quotas.take(keeper.catalog.quotas, call.identity)
 
     batches = Batches(pipeline.decide, clock, first=within_quota)
 

@@ -54,7 +54,9 @@ class Decision:
     plan_message: decision_pb2.Plan | None = None
     answered_by: Candidate | None = None
     fallback: bool = False
+    cached: bool = False
     repeated: bool = False
+    recorded_arm: str = ""  # of the decision that this one replays
 
     @property
     def priority(self) -> context_pb2.Priority:
@@ -91,6 +93,11 @@ def keyed_id(tenant: str, caller: str, task: str, key: str, item: str) -> str:
         raw = part.encode()
         total.update(len(raw).to_bytes(4, "little") + raw)
     return "k" + total.hexdigest()[:40]
+
+
+def is_keyed(decision_id: str) -> bool:
+    """Tell whether a decision id was made from an idempotency key; others are hex digits only."""
+    return decision_id.startswith("k")
 
 
 def digest_of_request(request: router_pb2.InferRequest) -> bytes:

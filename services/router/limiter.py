@@ -14,7 +14,10 @@ Two things differ, both for an overload that lasts:
 Priorities share the limit by ceilings on the total: batch may enter while less than 30 % of the
 limit is in use, normal 60 %, interactive all of it. So each one's reserve is closed to those below
 it, the lowest is refused first, and nobody queues here: a refusal is immediate and says when to
-come back. Pure: the clock is passed in.
+come back.
+
+After a collapse (most of a window was refused further on, or timed out) it starts slowly: from the
+minimum, doubling in each full window up to half of what it was. Pure: the clock is passed in.
 """
 
 from __future__ import annotations
@@ -189,13 +192,6 @@ class Limiter:
             if samples >= self._config.window_samples:
                 self._move(samples)
                 self._begin(now)
-
-    def recovered(self) -> None:
-        """Begin a slow start: what is behind this limit was away, and comes back cold.
-
-        The limit doubles in each full window up to half of what it was, then grows as usual.
-        """
-        self._slow_start(self._limit / 2)
 
     def _kind(self, name: str) -> _Kind:
         kind = self._kinds.get(name)

@@ -148,6 +148,16 @@ def request() -> Iterator[Seen]:
         _ended(seen, reason)
 
 
+@contextmanager
+def refusal() -> Iterator[None]:
+    """Count a request that is refused here, before it is timed as a decision."""
+    try:
+        yield
+    except ServiceError as error:
+        _ended(Seen(), error.reason)
+        raise
+
+
 def _ended(seen: Seen, reason: str) -> None:
     seconds = time.perf_counter() - seen.start
     decision = seen.decision

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from services.router.breaker import State as Breaker
+from services.router.cutover import Criteria
 from services.router.objective import Measures, Objective, rank
 from services.router.policy import Policy
 
@@ -53,6 +54,7 @@ class Candidate:
     slow_after_s: float
     facts: Mapping[str, Any]
     facts_key: str = field(init=False)
+    cutover: Criteria | None = None
 
     def __post_init__(self) -> None:
         """Derive the key."""
@@ -71,6 +73,15 @@ class State:
     p50: float | None = None
     p95: float | None = None
     in_flight: int = 0
+    cut_over: str = ""  # why it is tried after those that are not
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """What a split gives an entity: who may answer it, by id, with its preference from 1."""
+
+    name: str
+    places: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +111,7 @@ class Plan:
     entries: tuple[Entry, ...]
     policy_version: str
     data_class: int
+    arm: str = ""  # of the task's split; empty: it has none
     admitted: tuple[Entry, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -123,12 +135,13 @@ def make_plan(
     time_left: float,
     only_path: str = "",
     objective: Objective = _BY_PREFERENCE,
+    arm: Arm | None = None,
     random: Callable[[], float] = lambda: 1.0,
 ) -> Plan:
     """Plan one request.
 
     `facts` are those of policy.REQUEST_FACTS, `time_left` is in seconds, `random` is uniform over
-    0..1 and decides about exploration only.
+    0..1 and decides about exploration only. An `arm` takes away those whom it does not name.
     """
     admitted: dict[str, tuple[Candidate, State]] = {}
     refused: list[Entry] = []
@@ -138,6 +151,9 @@ def make_plan(
         state = states[candidate.id]
         reasons = [Refusal(Kind.POLICY, denial.rule, denial.message) for denial in denials]
         reasons += _circumstances(candidate, state, only_path, time_left)
+        if arm is not None and candidate.id not in arm.places:
+            message = f"arm {arm.name} gives it no traffic"
+            reasons.append(Refusal(Kind.RELEASE, "not_in_arm", message))
         if _only_slow(reasons, state, time_left):
             last_resort[candidate.id] = (candidate, state)
         if reasons:
@@ -150,15 +166,22 @@ def make_plan(
         admitted = last_resort
         refused = [entry for entry in refused if entry.candidate.id not in admitted]
     measures = [
-        Measures(c.id, c.preference, s.p50, c.cost_nanos, c.quality, s.in_flight)
+        Measures(c.id, _place(c, arm), s.p50, c.cost_nanos, c.quality, s.in_flight)
         for c, s in admitted.values()
     ]
     order = rank(objective, measures, random)
+    order.sort(key=lambda item: bool(admitted[item[0]][1].cut_over))  # else as they were
     ranked = [
         Entry(*admitted[name], place, (), score) for place, (name, score) in enumerate(order, 1)
     ]
     refused.sort(key=lambda entry: entry.candidate.id)
-    return Plan((*ranked, *refused), policy.version, facts["data_class"])
+    name = arm.name if arm is not None else ""
+    return Plan((*ranked, *refused), policy.version, facts["data_class"], name)
+
+
+def _place(candidate: Candidate, arm: Arm | None) -> int:
+    """Return a candidate's preference: its place in its arm, else in the task's file."""
+    return candidate.preference if arm is None else arm.places[candidate.id]
 
 
 def _only_slow(reasons: Sequence[Refusal], state: State, time_left: float) -> bool:

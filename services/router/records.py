@@ -43,6 +43,7 @@ def plan_message(plan: Plan) -> decision_pb2.Plan:
     message = decision_pb2.Plan(
         policy_version=plan.policy_version,
         data_class=plan.data_class,  # type: ignore[arg-type]
+        arm=plan.arm,
     )
     for entry in plan.entries:
         state = entry.state
@@ -60,6 +61,12 @@ def plan_message(plan: Plan) -> decision_pb2.Plan:
                     currency_code="USD",
                     nanos=entry.candidate.cost_nanos,
                     basis=decision_pb2.COST_BASIS_ESTIMATED,
+                )
+            )
+        if state.cut_over and entry.rank:
+            out.demoted.CopyFrom(
+                decision_pb2.Refusal(
+                    kind=decision_pb2.REFUSAL_KIND_HEALTH, rule="cut_over", message=state.cut_over
                 )
             )
         for refusal in entry.refusals:
@@ -132,6 +139,7 @@ def _record(
     )
     if decision.plan is not None:
         record.plan.CopyFrom(plan_of(decision))
+        record.arm = decision.plan.arm
     if decision.assembled is not None:
         record.feature_handling.extend(decision.assembled.handling)
         record.filters_applied.extend(decision.filters_applied)

@@ -214,6 +214,7 @@ class Replays:
             started_unix_us=self._clock.unix_us(),
             deadline=call.deadline,
             trace_id=telemetry.trace_id(),
+            recorded_arm=record.arm,
         )
         # The input is where it came from then; catalog and code are those of now.
         decision.lineage = decision_pb2.Lineage()
@@ -339,7 +340,7 @@ def _only(plan: Plan, ref: decision_pb2.CandidateRef) -> Plan:
             refusals = (*entry.refusals, reason)
             entries.append(dataclasses.replace(entry, rank=0, score=0.0, refusals=refusals))
     entries.sort(key=lambda entry: (entry.rank == 0, entry.candidate.id))
-    return Plan(tuple(entries), plan.policy_version, plan.data_class)
+    return Plan(tuple(entries), plan.policy_version, plan.data_class, plan.arm)
 
 
 def _changes(recorded: _Recorded, reply: router_pb2.InferResponse) -> list[str]:

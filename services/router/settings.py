@@ -41,6 +41,11 @@ class RouterSettings(ServiceSettings):
         ge=1,
         description="the adaptive limit of decisions at once never goes above this",
     )
+    split_key: Path | None = Field(
+        default=None,
+        description="file with the secret that deals entities to arms, 16 bytes or more, the same "
+        "for all routers; none: the grant key, and a new grant key deals anew",
+    )
     cache_key: Path | None = Field(
         default=None,
         description="file with the 32 bytes that encrypt kept answers; none: nothing is kept",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from opentelemetry import trace
 
@@ -33,6 +34,7 @@ from services.router.outputs import give_back
 from services.router.plan import Kind, Plan, make_plan
 from services.router.ports import Audit, FeatureQuery, Features, FeatureVector
 from services.router.pseudonyms import Pseudonyms
+from services.router.releases import arm_of
 from twinpath import telemetry as names
 from twinpath.audit.v1 import audit_pb2, record_pb2
 from twinpath.common.v1 import context_pb2, decision_pb2
@@ -217,6 +219,9 @@ class Steps:
             only_path=_PATHS.get(request.only_path, ""),
             time_left=decision.deadline - self._clock.monotonic(),
             objective=self._board.objective(decision.task),
+            arm=arm_of(
+                decision.task, self._split_key, _entity(decision.request), decision.recorded_arm
+            ),
             random=self._random,
         )
         return decision.plan
@@ -259,6 +264,7 @@ class Steps:
         assert decision.plan is not None
         assert answer.candidate is not None
         decision.answered_by, decision.fallback = answer.candidate, answer.fallback
+        decision.cached = answer.cached
         reply = router_pb2.InferResponse(
             decision_id=decision.id,
             trace_id=decision.trace_id,
@@ -300,6 +306,11 @@ class Steps:
         return reply
 
 
+def _entity(request: router_pb2.InferRequest) -> dict[str, Any]:
+    """Return the join keys as plain values; a replay has them from the record."""
+    return {n: getattr(v, v.WhichOneof("kind") or "", "") for n, v in request.entity.items()}
+
+
 def size_class_of(decision: Decision) -> int:
     """Return the size class of a decision's model input, for latency estimates."""
     assert decision.assembled is not None
@@ -313,7 +324,9 @@ def refusal(plan: Plan) -> ServiceError:
         f"{e.candidate.id} ({e.candidate.path}): " + ", ".join(r.message for r in e.refusals)
         for e in plan.entries
     )
-    if all(any(r.kind is Kind.POLICY for r in e.refusals) for e in plan.entries):
+    # Whom the split leaves out can't answer this entity, as if it were no candidate.
+    meant = [e for e in plan.entries if all(r.rule != "not_in_arm" for r in e.refusals)]
+    if meant and all(any(r.kind is Kind.POLICY for r in e.refusals) for e in meant):
         return PermissionDeniedError("POLICY_REFUSED", f"policy: {reasons}", metadata=metadata)
     if any(r.kind is Kind.CONSTRAINT for e in plan.entries for r in e.refusals):
         return FailedPreconditionError(

@@ -31,11 +31,13 @@ from services.router.admission import Admission
 from services.router.attempt import Attempter
 from services.router.board import Board
 from services.router.catalog import Catalog, ObjectiveSpec, ResilienceSpec, load_catalog
+from services.router.cutover import Criteria
 from services.router.dispatch import Dispatcher
 from services.router.grants import GrantSigner
 from services.router.limiter import Limiter, LimiterConfig
 from services.router.pipeline import Pipeline
 from services.router.ports import FeatureQuery, FeatureVector
+from services.router.releases import ArmSpec, ReleaseSpec
 from services.router.steps import CatalogView, Steps
 from tests.unit.router.ports import CATALOG, FakeAudit, FakeFeatures, answer, ask
 from tests.unit.router.virtual import VirtualClock, VirtualLoop, run
@@ -47,7 +49,8 @@ from twinpath.router.v1 import router_pb2
 
 RESTRICTED = context_pb2.DATA_CLASS_RESTRICTED
 SENSITIVE = 1000.0  # the features of restricted requests carry this, wherever they go
-TASKS = ("diabetes_progression", "tumour_triage", "hedged", "measured")
+TASKS = ("diabetes_progression", "tumour_triage", "hedged", "measured", "split")
+ARMS = {"alone": ("diabetes_small",), "vendor_first": ("diabetes_large", "diabetes_small")}
 MODES = ("good", "good", "good", "down", "hang", "slow", "flaky", "limited", "garbage", "refusing")
 _EPSILON_S = 2e-6  # record times are whole microseconds
 _APPEND_S = 0.02  # the longest time that the played log takes
@@ -55,7 +58,7 @@ _APPEND_S = 0.02  # the longest time that the played log takes
 
 @cache
 def catalog() -> Catalog:
-    """The real catalog, and two tasks more: one that hedges, one that goes by latency."""
+    """The real catalog, and more tasks: one hedges, one goes by latency, one has two arms."""
     loaded = load_catalog(CATALOG)
     base = loaded.tasks["diabetes_progression"]
     hedged = base.model_copy(
@@ -65,9 +68,14 @@ def catalog() -> Catalog:
         update={
             "name": "measured",
             "objective": ObjectiveSpec(order=("latency", "cost"), explore=0.05),
+            "cutover": Criteria(failure_rate=0.2, p95_s=0.3, minimum_calls=3, return_after_s=0.3),
         }
     )
-    tasks = {**loaded.tasks, "hedged": hedged, "measured": measured}
+    arms = {name: ArmSpec(weight=1, candidates=found) for name, found in ARMS.items()}
+    divided = base.model_copy(
+        update={"name": "split", "release": ReleaseSpec(id="simulated", arms=arms)}
+    )
+    tasks = {**loaded.tasks, "hedged": hedged, "measured": measured, "split": divided}
     return Catalog(tasks, loaded.policy, loaded.version)
 
 
@@ -374,7 +382,12 @@ def simulate(seed: int) -> Story:
     callers = world.callers()
     run(world.loop, world.live(callers))
     story = Story([caller.line() for caller in callers])
-    story.broken = [*_of_policy(world), *_of_records(world, callers), *_of_rest(world, callers)]
+    story.broken = [
+        *_of_policy(world),
+        *_of_arms(world),
+        *_of_records(world, callers),
+        *_of_rest(world, callers),
+    ]
     return story
 
 
@@ -391,6 +404,21 @@ def _of_policy(world: World) -> list[str]:
             admitted |= {e.candidate.id for e in entry.record.plan.entries if e.rank}
         if not tried <= admitted:
             broken.append(f"tried {tried - admitted}, which the plan did not admit")
+    return broken
+
+
+def _of_arms(world: World) -> list[str]:
+    broken = []
+    seen: dict[int, set[str]] = {}
+    for entry in world.audit.log:
+        record = entry.record
+        if record.task != "split" or not record.plan.entries:
+            continue
+        seen.setdefault(entry.subject.entity["patient_id"].int64_value, set()).add(record.arm)
+        tried = {attempt.candidate.id for attempt in record.attempts}
+        if not tried <= set(ARMS[record.arm]):
+            broken.append(f"arm {record.arm} tried {tried}")
+    broken += [f"an entity has the arms {sorted(arms)}" for arms in seen.values() if len(arms) > 1]
     return broken
 
 

@@ -238,3 +238,27 @@ async def test_failures_are_not_kept() -> None:
     reply = await world.decide()
     assert reply.answered_by.path == LOCAL
     assert not reply.cached
+
+
+@pytest.mark.parametrize("key", ["", "k1"])
+async def test_kept_answers_teach_nothing_about_latency_or_load(key: str) -> None:
+    """A hit, and a key's stored reply, move neither the limit nor a candidate's prediction."""
+    world = Caching()
+    reply = await world.decide(idempotency_key=key)
+    kind = world.limiter._kinds[TASK]
+    small = world.board.candidates(world.catalog.tasks[TASK])[0]
+    learned = world.board.gauge(small).estimator
+    seen = [h.count for h in learned._classes if h is not None]
+    assert (kind.count, seen) == (1, [1])
+    again = await world.decide(idempotency_key=key)
+    assert again.repeated if key else again.cached
+    assert again.outputs == reply.outputs
+    assert kind.count == 1
+    assert [h.count for h in learned._classes if h is not None] == [1]
+
+
+def test_a_streaming_task_can_not_have_a_cache() -> None:
+    """Its chunks are the point; it is refused at load with the reason."""
+    task = Caching().catalog.tasks["note_summary"]
+    with pytest.raises(ValidationError, match="can't be kept"):
+        Task.model_validate(task.model_dump(by_alias=True) | {"cache": {"ttl_s": 1}})

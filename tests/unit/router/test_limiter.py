@@ -177,15 +177,6 @@ def test_slow_start_after_a_collapse() -> None:
     assert before / 4 < max(seen) < before
 
 
-def test_slow_start_when_told_that_the_target_recovered() -> None:
-    """`recovered` begins at the minimum, and one full window doubles it."""
-    limiter = Limiter(LimiterConfig(initial=256, minimum=16))
-    limiter.recovered()
-    assert limiter.limit == 16
-    rounds(limiter, 2, Outcome.DONE, 0.0, 0.01)
-    assert limiter.limit in {32, 64}
-
-
 def test_no_growth_without_demand() -> None:
     """A limit that nobody reaches stays: an idle hour is not a licence for a flood."""
     limiter = Limiter()
@@ -272,7 +263,7 @@ def test_limits_that_cannot_hold_are_refused(wrong: dict[str, Any]) -> None:
 
 
 class LimiterMachine(RuleBasedStateMachine):
-    """Any interleaving of requests, ends, double ends and recoveries, against a plain count."""
+    """Any interleaving of requests, ends and double ends, against a plain count."""
 
     tickets = Bundle("tickets")
     CONFIG = LimiterConfig(initial=10, minimum=2, maximum=20, window_samples=3)
@@ -308,12 +299,6 @@ class LimiterMachine(RuleBasedStateMachine):
         """Ends once, however often it is told."""
         self.out.discard(id(ticket))
         self.limiter.release(ticket, self.now, outcome)
-
-    @rule()
-    def recover(self) -> None:
-        """Slow start at any time."""
-        self.limiter.recovered()
-        assert self.limiter.limit == self.CONFIG.minimum
 
     @invariant()
     def counts_and_bounds_hold(self) -> None:

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.openmetrics.exposition import generate_latest
 
-from services.chassis.errors import NotFoundError
+from services.chassis.errors import NotFoundError, ResourceExhaustedError
 from services.router import metrics
 from services.router.limiter import Limiter
 from tests.support import ROOT
@@ -174,3 +174,15 @@ def test_exemplars_name_traces_that_can_be_found() -> None:
         finally:
             context.detach(token)
     assert telemetry.exemplar(also_unsampled=True) is None
+
+
+def test_a_refusal_before_the_decision_is_counted() -> None:
+    """A quota's refusal is a decision that was ended, with its reason."""
+    labels = {"task": "", "path": "", "candidate": "", "reason": "QUOTA_EXCEEDED"}
+    before = value("twinpath_decisions_total", **labels)
+    with pytest.raises(ResourceExhaustedError), metrics.refusal():
+        raise ResourceExhaustedError("QUOTA_EXCEEDED", "too many")
+    assert value("twinpath_decisions_total", **labels) == before + 1
+    with metrics.refusal():
+        pass
+    assert value("twinpath_decisions_total", **labels) == before + 1

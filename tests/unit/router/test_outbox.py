@@ -141,3 +141,12 @@ async def test_a_decision_during_an_audit_outage(tmp_path: Path) -> None:
     await box.drain(world.audit)
     assert world.audit.kinds() == ["INTENT", "OUTCOME"]
     await box.close()
+
+
+@pytest.mark.parametrize(("key", "waits"), [("", True), ("k1", False)])
+async def test_a_decision_with_a_key_never_waits_in_the_outbox(key: str, *, waits: bool) -> None:
+    """That the first OUTCOME wins only the log can say; without a key nothing hangs on it."""
+    world = World()
+    await world.decide(idempotency_key=key)
+    for one in world.audit.log:
+        assert may_wait(world.catalog, one) == waits

@@ -25,25 +25,25 @@ _sym_db = _symbol_database.Default()
 from twinpath.common.v1 import context_pb2 as twinpath_dot_common_dot_v1_dot_context__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!twinpath/common/v1/decision.proto\x12\x12twinpath.common.v1\x1a twinpath/common/v1/context.proto\"\x84\x01\n\x0c\x43\x61ndidateRef\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12&\n\x04path\x18\x04 \x01(\x0e\x32\x18.twinpath.common.v1.Path\x12\x10\n\x08provider\x18\x05 \x01(\t\x12\x0e\n\x06region\x18\x06 \x01(\t\"Z\n\x04\x43ost\x12\x15\n\rcurrency_code\x18\x01 \x01(\t\x12\r\n\x05nanos\x18\x02 \x01(\x03\x12,\n\x05\x62\x61sis\x18\x03 \x01(\x0e\x32\x1d.twinpath.common.v1.CostBasis\"W\n\x07Refusal\x12-\n\x04kind\x18\x01 \x01(\x0e\x32\x1f.twinpath.common.v1.RefusalKind\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xa5\x02\n\tPlanEntry\x12\x33\n\tcandidate\x18\x01 \x01(\x0b\x32 .twinpath.common.v1.CandidateRef\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12-\n\x08refusals\x18\x03 \x03(\x0b\x32\x1b.twinpath.common.v1.Refusal\x12\x18\n\x10predicted_p50_us\x18\x04 \x01(\x03\x12\x18\n\x10predicted_p95_us\x18\x05 \x01(\x03\x12\x30\n\x0epredicted_cost\x18\x06 \x01(\x0b\x32\x18.twinpath.common.v1.Cost\x12\r\n\x05score\x18\x07 \x01(\x01\x12\x31\n\x07\x62reaker\x18\x08 \x01(\x0e\x32 .twinpath.common.v1.BreakerState\"\x8e\x01\n\x04Plan\x12.\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1d.twinpath.common.v1.PlanEntry\x12\x16\n\x0epolicy_version\x18\x02 \x01(\t\x12\x31\n\ndata_class\x18\x03 \x01(\x0e\x32\x1d.twinpath.common.v1.DataClass\x12\x0b\n\x03\x61rm\x18\x04 \x01(\t\"\xe8\x03\n\x07\x41ttempt\x12\x33\n\tcandidate\x18\x01 \x01(\x0b\x32 .twinpath.common.v1.CandidateRef\x12-\n\x04kind\x18\x02 \x01(\x0e\x32\x1f.twinpath.common.v1.AttemptKind\x12\x0c\n\x04\x63ode\x18\x03 \x01(\x05\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x1a\n\x12start_time_unix_us\x18\x05 \x01(\x03\x12\x12\n\nlatency_us\x18\x06 \x01(\x03\x12&\n\x04\x63ost\x18\x07 \x01(\x0b\x32\x18.twinpath.common.v1.Cost\x12\x11\n\tbytes_out\x18\x08 \x01(\x04\x12\x10\n\x08\x62ytes_in\x18\t \x01(\x04\x12\x13\n\x0bwire_digest\x18\n \x01(\x0c\x12\x18\n\x10renderer_version\x18\x0b \x01(\t\x12\x18\n\x10reported_version\x18\x0c \x01(\t\x12\x10\n\x08queue_us\x18\r \x01(\x03\x12\x12\n\ncompute_us\x18\x0e \x01(\x03\x12\x16\n\x0e\x66irst_chunk_us\x18\x0f \x01(\x03\x12\x14\n\x0cinput_tokens\x18\x10 \x01(\x04\x12\x15\n\routput_tokens\x18\x11 \x01(\x04\x12\x11\n\tcancelled\x18\x12 \x01(\x08\x12\x17\n\x0f\x61rtifact_digest\x18\x13 \x01(\x0c\"\x88\x01\n\x0f\x46\x65\x61tureHandling\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\x31\n\x06status\x18\x02 \x01(\x0e\x32!.twinpath.common.v1.FeatureStatus\x12\x31\n\x06\x61\x63tion\x18\x03 \x01(\x0e\x32!.twinpath.common.v1.FeatureAction\"M\n\x0bViewLineage\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x14\n\x0cversion_hash\x18\x02 \x01(\t\x12\x1a\n\x12\x65vent_time_unix_us\x18\x03 \x01(\x03\"\xb5\x01\n\x07Lineage\x12\x17\n\x0f\x66\x65\x61ture_service\x18\x01 \x01(\t\x12.\n\x05views\x18\x02 \x03(\x0b\x32\x1f.twinpath.common.v1.ViewLineage\x12\x18\n\x10registry_version\x18\x03 \x01(\t\x12\x17\n\x0f\x63\x61talog_version\x18\x04 \x01(\t\x12\x18\n\x10\x63ontract_version\x18\x05 \x01(\t\x12\x14\n\x0c\x63ode_version\x18\x06 \x01(\t*s\n\tCostBasis\x12\x1a\n\x16\x43OST_BASIS_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43OST_BASIS_REPORTED\x10\x01\x12\x18\n\x14\x43OST_BASIS_ESTIMATED\x10\x02\x12\x17\n\x13\x43OST_BASIS_MEASURED\x10\x03*|\n\x0c\x42reakerState\x12\x1d\n\x19\x42REAKER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x42REAKER_STATE_CLOSED\x10\x01\x12\x16\n\x12\x42REAKER_STATE_OPEN\x10\x02\x12\x1b\n\x17\x42REAKER_STATE_HALF_OPEN\x10\x03*\xc4\x01\n\x0bRefusalKind\x12\x1c\n\x18REFUSAL_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13REFUSAL_KIND_POLICY\x10\x01\x12\x17\n\x13REFUSAL_KIND_HEALTH\x10\x02\x12\x1b\n\x17REFUSAL_KIND_CONSTRAINT\x10\x03\x12\x15\n\x11REFUSAL_KIND_TIME\x10\x04\x12\x18\n\x14REFUSAL_KIND_RELEASE\x10\x05\x12\x17\n\x13REFUSAL_KIND_BUDGET\x10\x06*\xd9\x01\n\x0b\x41ttemptKind\x12\x1c\n\x18\x41TTEMPT_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41TTEMPT_KIND_PRIMARY\x10\x01\x12\x16\n\x12\x41TTEMPT_KIND_RETRY\x10\x02\x12\x19\n\x15\x41TTEMPT_KIND_FALLBACK\x10\x03\x12\x16\n\x12\x41TTEMPT_KIND_HEDGE\x10\x04\x12\x17\n\x13\x41TTEMPT_KIND_SHADOW\x10\x05\x12\x16\n\x12\x41TTEMPT_KIND_PROBE\x10\x06\x12\x16\n\x12\x41TTEMPT_KIND_CACHE\x10\x07*\xc3\x01\n\rFeatureStatus\x12\x1e\n\x1a\x46\x45\x41TURE_STATUS_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x46\x45\x41TURE_STATUS_PRESENT\x10\x01\x12\x18\n\x14\x46\x45\x41TURE_STATUS_STALE\x10\x02\x12\x17\n\x13\x46\x45\x41TURE_STATUS_NULL\x10\x03\x12!\n\x1d\x46\x45\x41TURE_STATUS_ABSENT_FEATURE\x10\x04\x12 \n\x1c\x46\x45\x41TURE_STATUS_ABSENT_ENTITY\x10\x05*\x8c\x01\n\rFeatureAction\x12\x1e\n\x1a\x46\x45\x41TURE_ACTION_UNSPECIFIED\x10\x00\x12!\n\x1d\x46\x45\x41TURE_ACTION_ACCEPTED_STALE\x10\x01\x12\x1c\n\x18\x46\x45\x41TURE_ACTION_DEFAULTED\x10\x02\x12\x1a\n\x16\x46\x45\x41TURE_ACTION_IMPUTED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!twinpath/common/v1/decision.proto\x12\x12twinpath.common.v1\x1a twinpath/common/v1/context.proto\"\x84\x01\n\x0c\x43\x61ndidateRef\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12&\n\x04path\x18\x04 \x01(\x0e\x32\x18.twinpath.common.v1.Path\x12\x10\n\x08provider\x18\x05 \x01(\t\x12\x0e\n\x06region\x18\x06 \x01(\t\"Z\n\x04\x43ost\x12\x15\n\rcurrency_code\x18\x01 \x01(\t\x12\r\n\x05nanos\x18\x02 \x01(\x03\x12,\n\x05\x62\x61sis\x18\x03 \x01(\x0e\x32\x1d.twinpath.common.v1.CostBasis\"W\n\x07Refusal\x12-\n\x04kind\x18\x01 \x01(\x0e\x32\x1f.twinpath.common.v1.RefusalKind\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xd3\x02\n\tPlanEntry\x12\x33\n\tcandidate\x18\x01 \x01(\x0b\x32 .twinpath.common.v1.CandidateRef\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12-\n\x08refusals\x18\x03 \x03(\x0b\x32\x1b.twinpath.common.v1.Refusal\x12\x18\n\x10predicted_p50_us\x18\x04 \x01(\x03\x12\x18\n\x10predicted_p95_us\x18\x05 \x01(\x03\x12\x30\n\x0epredicted_cost\x18\x06 \x01(\x0b\x32\x18.twinpath.common.v1.Cost\x12\r\n\x05score\x18\x07 \x01(\x01\x12\x31\n\x07\x62reaker\x18\x08 \x01(\x0e\x32 .twinpath.common.v1.BreakerState\x12,\n\x07\x64\x65moted\x18\t \x01(\x0b\x32\x1b.twinpath.common.v1.Refusal\"\x8e\x01\n\x04Plan\x12.\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1d.twinpath.common.v1.PlanEntry\x12\x16\n\x0epolicy_version\x18\x02 \x01(\t\x12\x31\n\ndata_class\x18\x03 \x01(\x0e\x32\x1d.twinpath.common.v1.DataClass\x12\x0b\n\x03\x61rm\x18\x04 \x01(\t\"\xe8\x03\n\x07\x41ttempt\x12\x33\n\tcandidate\x18\x01 \x01(\x0b\x32 .twinpath.common.v1.CandidateRef\x12-\n\x04kind\x18\x02 \x01(\x0e\x32\x1f.twinpath.common.v1.AttemptKind\x12\x0c\n\x04\x63ode\x18\x03 \x01(\x05\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x1a\n\x12start_time_unix_us\x18\x05 \x01(\x03\x12\x12\n\nlatency_us\x18\x06 \x01(\x03\x12&\n\x04\x63ost\x18\x07 \x01(\x0b\x32\x18.twinpath.common.v1.Cost\x12\x11\n\tbytes_out\x18\x08 \x01(\x04\x12\x10\n\x08\x62ytes_in\x18\t \x01(\x04\x12\x13\n\x0bwire_digest\x18\n \x01(\x0c\x12\x18\n\x10renderer_version\x18\x0b \x01(\t\x12\x18\n\x10reported_version\x18\x0c \x01(\t\x12\x10\n\x08queue_us\x18\r \x01(\x03\x12\x12\n\ncompute_us\x18\x0e \x01(\x03\x12\x16\n\x0e\x66irst_chunk_us\x18\x0f \x01(\x03\x12\x14\n\x0cinput_tokens\x18\x10 \x01(\x04\x12\x15\n\routput_tokens\x18\x11 \x01(\x04\x12\x11\n\tcancelled\x18\x12 \x01(\x08\x12\x17\n\x0f\x61rtifact_digest\x18\x13 \x01(\x0c\"\x88\x01\n\x0f\x46\x65\x61tureHandling\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\x31\n\x06status\x18\x02 \x01(\x0e\x32!.twinpath.common.v1.FeatureStatus\x12\x31\n\x06\x61\x63tion\x18\x03 \x01(\x0e\x32!.twinpath.common.v1.FeatureAction\"M\n\x0bViewLineage\x12\x0c\n\x04view\x18\x01 \x01(\t\x12\x14\n\x0cversion_hash\x18\x02 \x01(\t\x12\x1a\n\x12\x65vent_time_unix_us\x18\x03 \x01(\x03\"\xb5\x01\n\x07Lineage\x12\x17\n\x0f\x66\x65\x61ture_service\x18\x01 \x01(\t\x12.\n\x05views\x18\x02 \x03(\x0b\x32\x1f.twinpath.common.v1.ViewLineage\x12\x18\n\x10registry_version\x18\x03 \x01(\t\x12\x17\n\x0f\x63\x61talog_version\x18\x04 \x01(\t\x12\x18\n\x10\x63ontract_version\x18\x05 \x01(\t\x12\x14\n\x0c\x63ode_version\x18\x06 \x01(\t*s\n\tCostBasis\x12\x1a\n\x16\x43OST_BASIS_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43OST_BASIS_REPORTED\x10\x01\x12\x18\n\x14\x43OST_BASIS_ESTIMATED\x10\x02\x12\x17\n\x13\x43OST_BASIS_MEASURED\x10\x03*|\n\x0c\x42reakerState\x12\x1d\n\x19\x42REAKER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x42REAKER_STATE_CLOSED\x10\x01\x12\x16\n\x12\x42REAKER_STATE_OPEN\x10\x02\x12\x1b\n\x17\x42REAKER_STATE_HALF_OPEN\x10\x03*\xc4\x01\n\x0bRefusalKind\x12\x1c\n\x18REFUSAL_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13REFUSAL_KIND_POLICY\x10\x01\x12\x17\n\x13REFUSAL_KIND_HEALTH\x10\x02\x12\x1b\n\x17REFUSAL_KIND_CONSTRAINT\x10\x03\x12\x15\n\x11REFUSAL_KIND_TIME\x10\x04\x12\x18\n\x14REFUSAL_KIND_RELEASE\x10\x05\x12\x17\n\x13REFUSAL_KIND_BUDGET\x10\x06*\xd9\x01\n\x0b\x41ttemptKind\x12\x1c\n\x18\x41TTEMPT_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41TTEMPT_KIND_PRIMARY\x10\x01\x12\x16\n\x12\x41TTEMPT_KIND_RETRY\x10\x02\x12\x19\n\x15\x41TTEMPT_KIND_FALLBACK\x10\x03\x12\x16\n\x12\x41TTEMPT_KIND_HEDGE\x10\x04\x12\x17\n\x13\x41TTEMPT_KIND_SHADOW\x10\x05\x12\x16\n\x12\x41TTEMPT_KIND_PROBE\x10\x06\x12\x16\n\x12\x41TTEMPT_KIND_CACHE\x10\x07*\xc3\x01\n\rFeatureStatus\x12\x1e\n\x1a\x46\x45\x41TURE_STATUS_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x46\x45\x41TURE_STATUS_PRESENT\x10\x01\x12\x18\n\x14\x46\x45\x41TURE_STATUS_STALE\x10\x02\x12\x17\n\x13\x46\x45\x41TURE_STATUS_NULL\x10\x03\x12!\n\x1d\x46\x45\x41TURE_STATUS_ABSENT_FEATURE\x10\x04\x12 \n\x1c\x46\x45\x41TURE_STATUS_ABSENT_ENTITY\x10\x05*\x8c\x01\n\rFeatureAction\x12\x1e\n\x1a\x46\x45\x41TURE_ACTION_UNSPECIFIED\x10\x00\x12!\n\x1d\x46\x45\x41TURE_ACTION_ACCEPTED_STALE\x10\x01\x12\x1c\n\x18\x46\x45\x41TURE_ACTION_DEFAULTED\x10\x02\x12\x1a\n\x16\x46\x45\x41TURE_ACTION_IMPUTED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'twinpath.common.v1.decision_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_COSTBASIS']._serialized_start=1741
-  _globals['_COSTBASIS']._serialized_end=1856
-  _globals['_BREAKERSTATE']._serialized_start=1858
-  _globals['_BREAKERSTATE']._serialized_end=1982
-  _globals['_REFUSALKIND']._serialized_start=1985
-  _globals['_REFUSALKIND']._serialized_end=2181
-  _globals['_ATTEMPTKIND']._serialized_start=2184
-  _globals['_ATTEMPTKIND']._serialized_end=2401
-  _globals['_FEATURESTATUS']._serialized_start=2404
-  _globals['_FEATURESTATUS']._serialized_end=2599
-  _globals['_FEATUREACTION']._serialized_start=2602
-  _globals['_FEATUREACTION']._serialized_end=2742
+  _globals['_COSTBASIS']._serialized_start=1787
+  _globals['_COSTBASIS']._serialized_end=1902
+  _globals['_BREAKERSTATE']._serialized_start=1904
+  _globals['_BREAKERSTATE']._serialized_end=2028
+  _globals['_REFUSALKIND']._serialized_start=2031
+  _globals['_REFUSALKIND']._serialized_end=2227
+  _globals['_ATTEMPTKIND']._serialized_start=2230
+  _globals['_ATTEMPTKIND']._serialized_end=2447
+  _globals['_FEATURESTATUS']._serialized_start=2450
+  _globals['_FEATURESTATUS']._serialized_end=2645
+  _globals['_FEATUREACTION']._serialized_start=2648
+  _globals['_FEATUREACTION']._serialized_end=2788
   _globals['_CANDIDATEREF']._serialized_start=92
   _globals['_CANDIDATEREF']._serialized_end=224
   _globals['_COST']._serialized_start=226
@@ -51,15 +51,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REFUSAL']._serialized_start=318
   _globals['_REFUSAL']._serialized_end=405
   _globals['_PLANENTRY']._serialized_start=408
-  _globals['_PLANENTRY']._serialized_end=701
-  _globals['_PLAN']._serialized_start=704
-  _globals['_PLAN']._serialized_end=846
-  _globals['_ATTEMPT']._serialized_start=849
-  _globals['_ATTEMPT']._serialized_end=1337
-  _globals['_FEATUREHANDLING']._serialized_start=1340
-  _globals['_FEATUREHANDLING']._serialized_end=1476
-  _globals['_VIEWLINEAGE']._serialized_start=1478
-  _globals['_VIEWLINEAGE']._serialized_end=1555
-  _globals['_LINEAGE']._serialized_start=1558
-  _globals['_LINEAGE']._serialized_end=1739
+  _globals['_PLANENTRY']._serialized_end=747
+  _globals['_PLAN']._serialized_start=750
+  _globals['_PLAN']._serialized_end=892
+  _globals['_ATTEMPT']._serialized_start=895
+  _globals['_ATTEMPT']._serialized_end=1383
+  _globals['_FEATUREHANDLING']._serialized_start=1386
+  _globals['_FEATUREHANDLING']._serialized_end=1522
+  _globals['_VIEWLINEAGE']._serialized_start=1524
+  _globals['_VIEWLINEAGE']._serialized_end=1601
+  _globals['_LINEAGE']._serialized_start=1604
+  _globals['_LINEAGE']._serialized_end=1785
 # @@protoc_insertion_point(module_scope)

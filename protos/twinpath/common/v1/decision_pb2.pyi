@@ -129,7 +129,7 @@ class Refusal(_message.Message):
     def __init__(self, kind: _Optional[_Union[RefusalKind, str]] = ..., rule: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class PlanEntry(_message.Message):
-    __slots__ = ("candidate", "rank", "refusals", "predicted_p50_us", "predicted_p95_us", "predicted_cost", "score", "breaker")
+    __slots__ = ("candidate", "rank", "refusals", "predicted_p50_us", "predicted_p95_us", "predicted_cost", "score", "breaker", "demoted")
     CANDIDATE_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     REFUSALS_FIELD_NUMBER: _ClassVar[int]
@@ -138,6 +138,7 @@ class PlanEntry(_message.Message):
     PREDICTED_COST_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     BREAKER_FIELD_NUMBER: _ClassVar[int]
+    DEMOTED_FIELD_NUMBER: _ClassVar[int]
     candidate: CandidateRef
     rank: int
     refusals: _containers.RepeatedCompositeFieldContainer[Refusal]
@@ -146,7 +147,8 @@ class PlanEntry(_message.Message):
     predicted_cost: Cost
     score: float
     breaker: BreakerState
-    def __init__(self, candidate: _Optional[_Union[CandidateRef, _Mapping]] = ..., rank: _Optional[int] = ..., refusals: _Optional[_Iterable[_Union[Refusal, _Mapping]]] = ..., predicted_p50_us: _Optional[int] = ..., predicted_p95_us: _Optional[int] = ..., predicted_cost: _Optional[_Union[Cost, _Mapping]] = ..., score: _Optional[float] = ..., breaker: _Optional[_Union[BreakerState, str]] = ...) -> None: ...
+    demoted: Refusal
+    def __init__(self, candidate: _Optional[_Union[CandidateRef, _Mapping]] = ..., rank: _Optional[int] = ..., refusals: _Optional[_Iterable[_Union[Refusal, _Mapping]]] = ..., predicted_p50_us: _Optional[int] = ..., predicted_p95_us: _Optional[int] = ..., predicted_cost: _Optional[_Union[Cost, _Mapping]] = ..., score: _Optional[float] = ..., breaker: _Optional[_Union[BreakerState, str]] = ..., demoted: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
 
 class Plan(_message.Message):
     __slots__ = ("entries", "policy_version", "data_class", "arm")
