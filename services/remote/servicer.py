@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
 from opentelemetry import trace
 
@@ -15,7 +15,7 @@ from services.chassis.errors import InternalError, ServiceError, to_status
 from services.remote import meters, tracing
 from services.remote.catalog import describe
 from services.remote.door import Door
-from services.remote.provider import Adapter, Answer, AnswerStream, Ask
+from services.remote.provider import Adapter, Answer, AnswerStream, Ask, Tensors
 from services.remote.vendors import Vendors, model_unknown
 from twinpath import telemetry as names
 from twinpath.common.v1 import decision_pb2
@@ -54,11 +54,28 @@ class RemoteInference(inference_pb2_grpc.InferenceServicer):
         """Pass the vendor's chunks on as they come; then exactly one final message.
 
         A model that can't be streamed answers in one chunk. When the caller leaves, the vendor's
-        connection is closed. A stream that was cut ends with an error instead of a final message.
+        connection is closed. A stream that was cut ends with what it took and an error, without a
+        final message.
         """
         del context
         item = request.item
         final = inference_pb2.InferResult(id=item.context.id)
+        answers = self._stream(item, final)
+        try:
+            async with contextlib.aclosing(answers):
+                async for outputs in answers:
+                    yield Message(chunk=inference_pb2.InferChunk(outputs=outputs))
+        except ServiceError as error:
+            # The call's own error has no place for what it took, and every attempt is metered.
+            final.status.CopyFrom(to_status(error))
+            yield Message(failed=final)
+            raise
+        yield Message(final=final)
+
+    async def _stream(
+        self, item: inference_pb2.InferItem, final: inference_pb2.InferResult
+    ) -> AsyncGenerator[Tensors, None]:
+        """Yield the chunks of one attempt; fill in how it ended."""
         metering = final.metering
         start = time.perf_counter()
         with self._attempt(item, metering) as headers:
@@ -72,12 +89,11 @@ class RemoteInference(inference_pb2_grpc.InferenceServicer):
                             continue
                         if not metering.first_chunk_us:
                             metering.first_chunk_us = _us_since(start)
-                        yield Message(chunk=inference_pb2.InferChunk(outputs=answer))
+                        yield answer
             finally:
                 self._door.settle(admitted, metering)
             version = metering.reported_version
             self._vendors.reported(item.provider, admitted.ask.model, version)
-        yield Message(final=final)
 
     async def Describe(
         self, request: inference_pb2.DescribeRequest, context: object

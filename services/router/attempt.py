@@ -29,6 +29,7 @@ from services.router import metrics
 from services.router.board import Board
 from services.router.breaker import Permit
 from services.router.cache import Place, ResponseCache
+from services.router.collected import collect
 from services.router.decision import Decision
 from services.router.grants import GrantSigner
 from services.router.plan import Candidate, Entry
@@ -41,6 +42,7 @@ from twinpath.inference.v1 import inference_pb2, tensor_pb2
 _tracer = trace.get_tracer(__name__)
 
 CONTENT_FILTERED = "CONTENT_FILTERED"
+_STREAMS_ONLY = "MODEL_STREAMS"  # what a path says of a model that has no unary answer
 _KEEPING_S = 0.06  # an attempt has a time-out of its own; this is for the keeping after it
 MIN_TIME_S = 0.001  # with less there is no point in a call
 
@@ -249,15 +251,17 @@ class Attempter:
         item = self._item(errand.decision, open_.candidate, errand.left())
         messages = self._paths[open_.candidate.path].infer_stream(item)
         span = self._begin_span(open_)
+        worked = False
         try:
             try:
                 async with aclosing(self._chunks(messages, open_, first_chunk_s, answer)) as chunks:
                     async for chunk in chunks:
+                        worked = True
                         yield chunk
             except ServiceError as error:
                 span.set_status(trace.StatusCode.ERROR, error.reason)
-                if open_.attempt.first_chunk_us and not open_.attempt.bytes_out:
-                    # It worked, and nobody said what it took: the path itself went away.
+                if worked and not open_.attempt.bytes_out:
+                    # Nobody said what it took: the path itself is gone.
                     _estimate_cost(open_.attempt, open_.candidate)
                 self._close(open_, error)
                 raise

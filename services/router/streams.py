@@ -14,24 +14,25 @@ down, through gRPC's flow control on every hop.
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from functools import partial
-
-import numpy as np
 
 from services.chassis.call import Call
 from services.chassis.clock import Clock
 from services.chassis.errors import (
     AbortedError,
+    CancelledError,
     FailedPreconditionError,
-    ResourceExhaustedError,
     ServiceError,
     UnavailableError,
 )
 from services.router.admission import Admission
 from services.router.attempt import CONTENT_FILTERED, MIN_TIME_S, Answer, Attempter, Errand
+from services.router.collected import Collected
 from services.router.decision import Decision
 from services.router.dispatch import verdict
 from services.router.outputs import accept
@@ -39,54 +40,12 @@ from services.router.ports import Claims
 from services.router.steps import Steps, size_class_of
 from services.router.stream_filter import StreamFilter
 from twinpath.common.v1 import decision_pb2
-from twinpath.inference import tensors
-from twinpath.inference.v1 import inference_pb2, tensor_pb2
+from twinpath.inference.v1 import inference_pb2
 from twinpath.router.v1 import router_pb2
 
 Message = router_pb2.InferStreamResponse
 
-_MAX_ANSWER_BYTES = 8 * 1024 * 1024
-
-
-@dataclass(slots=True)
-class Collected:
-    """What came so far: the elements of BYTES tensors joined, others as the last chunk had them."""
-
-    texts: dict[str, list[bytes]] = field(default_factory=dict)
-    others: dict[str, tensor_pb2.Tensor] = field(default_factory=dict)
-    size: int = 0
-    chunks: int = 0
-
-    def add(self, chunk: inference_pb2.InferChunk) -> None:
-        """Take a chunk in.
-
-        Raises:
-            ResourceExhaustedError: the answer is larger than a record's payload may be.
-        """
-        self.chunks += 1
-        for tensor in chunk.outputs:
-            self.size += len(tensor.raw)
-            if self.size > _MAX_ANSWER_BYTES:
-                raise ResourceExhaustedError("OUTPUT_TOO_LARGE", "the answer grew past its limit")
-            if tensor.datatype == tensors.BYTES:
-                self.texts.setdefault(tensor.name, []).extend(tensors.decode_bytes(tensor.raw))
-            else:
-                self.others[tensor.name] = tensor
-
-    def clear(self) -> None:
-        """Forget what came: another candidate begins anew."""
-        self.texts.clear()
-        self.others.clear()
-        self.size = self.chunks = 0
-
-    def outputs(self) -> list[tensor_pb2.Tensor]:
-        """Return the whole answer as tensors; each text is one element."""
-        joined = []
-        for name, parts in self.texts.items():
-            array = np.empty(1, dtype=object)
-            array[0] = b"".join(parts)
-            joined.append(tensors.from_numpy(name, array))
-        return [*joined, *self.others.values()]
+log = logging.getLogger(__name__)
 
 
 class Streams:
@@ -108,6 +67,7 @@ class Streams:
         self._claims = claims
         self._clock = clock
         self._random = random
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def decide(self, request: router_pb2.InferRequest, call: Call) -> AsyncGenerator[Message]:
         """Yield the chunks of one decision, then its final message.
@@ -151,9 +111,13 @@ class Streams:
             raise await self._steps.refuse(decision, plan)
         await self._steps.intend(decision)
         answer, collected = Answer(), Collected()
-        async with aclosing(self.dispatch(decision, answer, collected)) as chunks:
-            async for chunk in chunks:
-                yield Message(chunk=chunk)
+        try:
+            async with aclosing(self.dispatch(decision, answer, collected)) as chunks:
+                async for chunk in chunks:
+                    yield Message(chunk=chunk)
+        except (GeneratorExit, asyncio.CancelledError):
+            self._left(decision, answer)
+            raise
         if answer.error is not None:
             raise await self._steps.fail(decision, answer.error, answer)
         made = self._steps.reply(decision, answer)
@@ -163,6 +127,21 @@ class Streams:
             text = "another copy of this request was recorded first, with another answer"
             raise AbortedError("STREAM_OVERTAKEN", text, retry_after=0.1)
         yield Message(final=reply)
+
+    def _left(self, decision: Decision, answer: Answer) -> None:
+        """Record what was taken for a reader that is gone: the model worked, and may be paid."""
+        task = asyncio.get_running_loop().create_task(
+            self._record_left(decision, answer), context=contextvars.Context()
+        )
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def _record_left(self, decision: Decision, answer: Answer) -> None:
+        gone = CancelledError("CALLER_GONE", "the caller left before the stream's end")
+        try:
+            await self._steps.fail(decision, gone, answer)
+        except ServiceError as error:  # the reconciler will close the INTENT
+            log.warning("a stream without a reader has no end", extra={"reason": error.reason})
 
     async def dispatch(
         self, decision: Decision, answer: Answer, collected: Collected

@@ -330,7 +330,9 @@ class InferenceContract:
         if not subject.streams:
             pytest.skip("this path does not stream yet")
         request = inference_pb2.InferStreamRequest(item=subject.item("nope", row(1)))
-        error = await refusal(_all(subject.stub.InferStream(request, timeout=20)))
+        came: list[Any] = []
+        error = await refusal(_all(subject.stub.InferStream(request, timeout=20), came))
+        assert {m.WhichOneof("message") for m in came} <= {"failed"}
         assert error.code is grpc.StatusCode.NOT_FOUND
         assert error.reason == "MODEL_UNKNOWN"
 
@@ -361,5 +363,6 @@ class InferenceContract:
         assert len(await subject.arrived()) == before
 
 
-async def _all(stream: Any) -> list[Any]:
-    return [message async for message in stream]
+async def _all(stream: Any, came: list[Any]) -> None:
+    async for message in stream:
+        came.append(message)  # noqa: PERF401 - what came before an error counts

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 
@@ -240,24 +241,42 @@ async def test_an_answer_that_the_limit_cut_is_marked(case: Case, keys, tmp_path
         assert not result.outputs
 
 
+@dataclass
+class Streamed:
+    """What came of a stream: the chunks' texts, its final or its failed message, its error."""
+
+    found: list[str] = field(default_factory=list)
+    final: inference_pb2.InferResult | None = None
+    failed: inference_pb2.InferResult | None = None
+    error: errors.ServiceError | None = None
+
+
+async def streamed(case: Case, remote: Remote) -> Streamed:
+    """Ask for the case's item in chunks."""
+    request = inference_pb2.InferStreamRequest(item=item_of(case, remote.keys))
+    came = Streamed()
+    try:
+        async for message in remote.stub.InferStream(request, timeout=10):
+            assert came.final is None
+            assert came.failed is None
+            match message.WhichOneof("message"):
+                case "final":
+                    came.final = message.final
+                case "failed":
+                    came.failed = message.failed
+                case _:
+                    came.found.append(text_of(message.chunk.outputs))
+    except grpc.aio.AioRpcError as error:
+        came.error = errors.from_rpc_error(error)
+    return came
+
+
 async def chunks_of(
     case: Case, remote: Remote
 ) -> tuple[list[str], inference_pb2.InferResult | None, errors.ServiceError | None]:
     """The texts of a stream's chunks, its final message, its error."""
-    request = inference_pb2.InferStreamRequest(item=item_of(case, remote.keys))
-    found: list[str] = []
-    final = None
-    try:
-        async for message in remote.stub.InferStream(request, timeout=10):
-            if message.WhichOneof("message") == "final":
-                assert final is None
-                final = message.final
-            else:
-                assert final is None
-                found.append(text_of(message.chunk.outputs))
-    except grpc.aio.AioRpcError as error:
-        return found, final, errors.from_rpc_error(error)
-    return found, final, None
+    came = await streamed(case, remote)
+    return came.found, came.final, came.error
 
 
 @streaming
@@ -297,9 +316,18 @@ async def test_a_stream_that_breaks_is_an_error_and_has_no_final_message(
     """Also one that ends as if it were whole, before its protocol's end."""
     async with served(case, keys, tmp_path, extra="silence_timeout_s: 0.5") as remote:
         await remote.faults({"fault": fault})
-        _, final, error = await chunks_of(case, remote)
-    assert final is None
-    assert error.reason == reason
+        came = await streamed(case, remote)
+    assert came.final is None
+    assert came.error.reason == reason
+    # What it took is said all the same, and is an estimate: the vendor's own report never came.
+    metering = came.failed.metering
+    assert from_status(came.failed.status).reason == reason
+    assert metering.sent
+    assert metering.wire_digest
+    assert metering.bytes_out > 0
+    assert bool(metering.first_chunk_us) == bool(came.found)
+    assert metering.cost.nanos > 0
+    assert metering.cost.basis == decision_pb2.COST_BASIS_ESTIMATED
 
 
 @streaming

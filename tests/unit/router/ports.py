@@ -114,6 +114,8 @@ class FakePath:
                     yield inference_pb2.InferStreamResponse(chunk=chunk)
                 elif isinstance(what, inference_pb2.InferResult):
                     yield inference_pb2.InferStreamResponse(final=what)
+                elif isinstance(what, inference_pb2.InferStreamResponse):
+                    yield what
                 else:
                     await what()
         finally:

@@ -13,9 +13,10 @@ from services.chassis.errors import (
     InvalidArgumentError,
     ServiceError,
     UnavailableError,
+    UnimplementedError,
 )
-from tests.unit.router.ports import World
-from twinpath.common.v1 import context_pb2
+from tests.unit.router.ports import World, failure
+from twinpath.common.v1 import context_pb2, decision_pb2
 from twinpath.inference import tensors
 from twinpath.inference.v1 import inference_pb2
 from twinpath.router.v1 import router_pb2
@@ -100,6 +101,75 @@ async def test_a_cut_stream_is_an_error_that_says_how_far_it_came(cut: Exception
     assert caught.value.metadata["chunks"] == "2"
     assert world.remote.items == []
     assert world.audit.kinds() == ["INTENT", "FAILED"]
+
+
+def took(nanos: int) -> inference_pb2.InferStreamResponse:
+    """What a path says of a stream that failed."""
+    failed = inference_pb2.InferResult()
+    failed.metering.bytes_out, failed.metering.input_tokens = 52, 7
+    failed.metering.cost.CopyFrom(decision_pb2.Cost(currency_code="USD", nanos=nanos))
+    return inference_pb2.InferStreamResponse(failed=failed)
+
+
+async def test_what_a_failed_stream_took_is_in_the_record() -> None:
+    """Bytes, tokens and cost, as its path said them before its error; it is still a failure."""
+    world = World()
+    world.local.script = ["ab", took(90), AWAY]
+    with pytest.raises(UnavailableError, match="cut after 1 chunks"):
+        await read(world)
+    (attempt,) = world.audit.log[-1].record.attempts
+    assert (attempt.reason, attempt.bytes_out, attempt.input_tokens) == (AWAY.reason, 52, 7)
+    assert attempt.cost.nanos == 90
+
+
+async def test_what_a_stream_took_whose_path_is_gone_is_estimated() -> None:
+    """A path that dies after chunks can't say what it took; a vendor may bill for it."""
+    world = World()
+    await world.board.refresh()
+    world.local.script = [AWAY]
+    world.remote.script = ["ab", UnavailableError("REMOTE_UNREACHABLE", "gone")]
+    with pytest.raises(UnavailableError):
+        await read(world)
+    attempt = world.audit.log[-1].record.attempts[-1]
+    assert attempt.candidate.path == context_pb2.PATH_REMOTE
+    assert attempt.cost.basis == decision_pb2.COST_BASIS_ESTIMATED
+    assert attempt.cost.nanos > 0
+
+
+async def test_a_reader_that_goes_away_leaves_a_record_of_what_was_taken() -> None:
+    """The INTENT is closed with the attempt that was cut off; no answer was given."""
+    world = World()
+    world.local.script = ["a", "b", END]
+    await world.board.refresh()
+    stream = world.streams.decide(ask(), world.call())
+    await anext(stream)
+    await stream.aclose()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert world.audit.kinds() == ["INTENT", "FAILED"]
+    record = world.audit.log[-1].record
+    assert record.reason == "CALLER_GONE"
+    assert record.attempts[0].cancelled
+
+
+async def test_a_model_that_only_streams_answers_a_whole_request_too() -> None:
+    """Its stream is collected; it is asked only once whether it must be."""
+    world = World()
+    await world.board.refresh()
+    only = UnimplementedError("MODEL_STREAMS", "the model answers in streams only")
+    world.local.behave = lambda item: failure(item, only)
+    world.local.script = ["Hel", "lo", END]
+    for asked in (2, 3):
+        reply = await world.pipeline.decide(ask(), world.call())
+        assert texts(reply.outputs) == [b"Hello"]
+        assert reply.answered_by.path == context_pb2.PATH_LOCAL
+        assert len(world.local.items) == asked
+    world.local.script = ["Hel", took(90), AWAY]
+    world.remote.behave = lambda item: failure(item, AWAY)
+    with pytest.raises(UnavailableError):
+        await world.pipeline.decide(ask(), world.call())
+    attempts = world.audit.log[-1].record.attempts
+    assert next(a.cost.nanos for a in attempts if a.candidate.path == context_pb2.PATH_LOCAL) == 90
 
 
 async def test_before_the_first_chunk_another_candidate_may_take_over() -> None:

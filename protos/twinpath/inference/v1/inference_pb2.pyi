@@ -118,12 +118,14 @@ class InferStreamRequest(_message.Message):
     def __init__(self, item: _Optional[_Union[InferItem, _Mapping]] = ...) -> None: ...
 
 class InferStreamResponse(_message.Message):
-    __slots__ = ("chunk", "final")
+    __slots__ = ("chunk", "final", "failed")
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     FINAL_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
     chunk: InferChunk
     final: InferResult
-    def __init__(self, chunk: _Optional[_Union[InferChunk, _Mapping]] = ..., final: _Optional[_Union[InferResult, _Mapping]] = ...) -> None: ...
+    failed: InferResult
+    def __init__(self, chunk: _Optional[_Union[InferChunk, _Mapping]] = ..., final: _Optional[_Union[InferResult, _Mapping]] = ..., failed: _Optional[_Union[InferResult, _Mapping]] = ...) -> None: ...
 
 class InferChunk(_message.Message):
     __slots__ = ("outputs",)

@@ -67,7 +67,9 @@ class InferenceServicer:
 
     def InferStream(self, request, context):
         """InferStream runs one item and gives its output in chunks. After chunks, exactly one `final`
-        message ends a stream that succeeded; a stream that ends without one was cut.
+        message ends a stream that succeeded; a stream that ends without one was cut. A path that can
+        still tell what a failed stream took says so in one `failed` message, and then ends the call
+        with the error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
