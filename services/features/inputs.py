@@ -6,11 +6,9 @@ what is wrong with one value of a column of mixed kinds is that row's fault alon
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-from services.features.definitions import Field
 
 Violation = tuple[str, str]
 
@@ -54,7 +52,7 @@ class Inputs:
 
 
 def read_columns(
-    wanted: Iterable[Field],
+    types: Mapping[str, str],
     columns: Sequence[Any],
     rows: int,
     place: str,
@@ -65,14 +63,13 @@ def read_columns(
     """Return the columns' values by name, and all that is wrong.
 
     Args:
-        wanted: The columns that there must be; others must not be.
+        types: The columns that there must be, and their value types; there must be no others.
         columns: `Column` messages.
         rows: How many values each must have.
         place: The request's field, such as "join_keys".
         nullable: Whether a value may be null.
         faults: Takes what is wrong with single rows.
     """
-    types = {f.name: f.value_type for f in wanted}
     found: dict[str, Sequence[Any]] = {}
     wrong: list[Violation] = []
     for number, column in enumerate(columns):
@@ -86,11 +83,12 @@ def read_columns(
         if why:
             wrong.append((where, f"{column.name}: {why}"))
         found[column.name] = values
-    wrong += [
-        (place, f"{name} ({value_type}) is missing")
-        for name, value_type in types.items()
-        if name not in found
-    ]
+    if len(found) < len(types):
+        wrong += [
+            (place, f"{name} ({value_type}) is missing")
+            for name, value_type in types.items()
+            if name not in found
+        ]
     return found, wrong
 
 

@@ -60,11 +60,14 @@ class Block:
 class Prepared:
     """A feature service with its Redis commands, and the parts of answers that never change.
 
+    `keys` and `requests` are the join keys and the request fields, and their value types.
     `ending` is what of an answer is not about rows, serialized. `slots` are the answer's columns;
     `blocks` are those that are stored, `computed` the others. `checks` are the validation rules.
     """
 
     service: FeatureService
+    keys: Mapping[str, str]
+    requests: Mapping[str, str]
     groups: tuple[Group, ...]
     slices: tuple[Slice, ...]
     lineage: features_pb2.FeatureLineage
@@ -145,6 +148,8 @@ def prepare(registry: Registry) -> InForce:
         checks = checks_for(service, registry.rules)
         services[name] = Prepared(
             service=service,
+            keys={item.name: item.value_type for item in service.join_keys},
+            requests={item.name: item.value_type for item in service.request_fields},
             groups=groups,
             slices=slices,
             lineage=lineage,

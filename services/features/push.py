@@ -8,7 +8,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.chassis import errors
-from services.features.definitions import Field, PushSource, PushView
+from services.features.definitions import PushSource, PushView
 from services.features.inputs import Violation, read_columns
 from services.features.keys import feature_field, key_encoder, time_field
 from services.features.online import OnlineStore
@@ -99,24 +99,22 @@ class Pusher:
     ) -> tuple[Mapping[str, Sequence[Any]], int]:
         array = columns[0].WhichOneof("values")
         rows = len(getattr(columns[0], array).values) if array else 0
-        wanted = {source.timestamp_column: Field(source.timestamp_column, "UNIX_TIMESTAMP")}
+        types = {source.timestamp_column: "UNIX_TIMESTAMP"}
         required = {source.timestamp_column}
         for view in source.views:
             for part in view.key:
                 if part.column:
-                    wanted[part.column] = Field(part.column, part.value_type)
+                    types[part.column] = part.value_type
                     required.add(part.column)
             for column, field in view.features:
-                wanted[column] = Field(column, field.value_type)
+                types[column] = field.value_type
         if source.created_column and any(c.name == source.created_column for c in columns):
-            wanted[source.created_column] = Field(source.created_column, "UNIX_TIMESTAMP")
+            types[source.created_column] = "UNIX_TIMESTAMP"
         violations: list[Violation] = []
         if rows == 0:
             violations.append(("columns[0]", "has no rows"))
         faults: dict[int, list[Violation]] = {}
-        found, wrong = read_columns(
-            wanted.values(), columns, rows, "columns", nullable=True, faults=faults
-        )
+        found, wrong = read_columns(types, columns, rows, "columns", nullable=True, faults=faults)
         violations += wrong
         violations += [text for row in sorted(faults) for text in faults[row]]
         for number, column in enumerate(columns):

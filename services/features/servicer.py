@@ -14,7 +14,7 @@ from services.chassis import errors, telemetry
 from services.chassis.clock import Clock
 from services.features import wire
 from services.features.coalescer import Coalescer, Read, Row
-from services.features.definitions import FeatureService, Output
+from services.features.definitions import Output
 from services.features.inputs import Inputs, Violation, read_columns
 from services.features.online import OnlineStore
 from services.features.prepared import Live, Prepared, wire_class
@@ -65,14 +65,16 @@ class FeaturesServicer(features_pb2_grpc.FeaturesServicer):
         start = self._clock.monotonic()
         in_force = self._live.get()
         prepared = in_force.service(request.feature_service)
-        inputs = check_inputs(prepared.service, request)
+        inputs = check_inputs(prepared, request)
         with self._span(request):
             return await self._answer(prepared, request, inputs, start)
 
     async def _answer(
         self, prepared: Prepared, request: Any, inputs: Inputs, start: float
     ) -> features_pb2.GetFeaturesResponse:
-        total = len(request.rows)
+        ids = [row.id for row in request.rows]
+        left_us = [row.time_left_us for row in request.rows]
+        total = len(ids)
         faults: dict[int, errors.ServiceError] = {
             row: errors.InvalidArgumentError(
                 "ENTITY_KEY_INVALID", "the row's columns can't be used", violations=violations
@@ -88,7 +90,7 @@ class FeaturesServicer(features_pb2_grpc.FeaturesServicer):
         rows: Sequence[Sequence[Row]] = [[] for _ in prepared.groups]
         if count:
             reads = [Read(g.fields, g.encode(inputs.keys, count)) for g in prepared.groups]
-            rows = await self._read(reads, _time_left(request, start, self._clock))
+            rows = await self._read(reads, _time_left(left_us, start, self._clock))
         vectors.now_us = self._clock.unix_us()
         vectors.read(rows)
         if prepared.service.on_demand:
@@ -105,23 +107,20 @@ class FeaturesServicer(features_pb2_grpc.FeaturesServicer):
         for number, checks in broken.items():
             if number not in faults and any(check.rule.refuse for check in checks):
                 faults[number] = _refused(checks)
-        self._expire(request, start, faults)
+        elapsed_us = (self._clock.monotonic() - start) * 1e6
+        for number, left in enumerate(left_us):
+            if 0 < left < elapsed_us:
+                faults[number] = errors.DeadlineExceededError(_LATE, "the row's time is up")
         if not faults and not broken:
-            response.MergeFromString(b"".join([wire.row(row.id) for row in request.rows]))
+            response.MergeFromString(b"".join(map(wire.row, ids)))
             return response
-        for number, row in enumerate(request.rows):
-            result = response.rows.add(id=row.id)
+        for number, identity in enumerate(ids):
+            result = response.rows.add(id=identity)
             if number in broken:
                 result.broken_rules.extend(check.name for check in broken[number])
             if number in faults:
                 result.status.CopyFrom(errors.to_status(faults[number]))
         return response
-
-    def _expire(self, request: Any, start: float, faults: dict[int, errors.ServiceError]) -> None:
-        elapsed_us = (self._clock.monotonic() - start) * 1e6
-        for number, row in enumerate(request.rows):
-            if 0 < row.time_left_us < elapsed_us:
-                faults[number] = errors.DeadlineExceededError(_LATE, "the row's time is up")
 
     async def _read(self, reads: Sequence[Read], time_left: float) -> list[list[Row]]:
         try:
@@ -194,7 +193,7 @@ class FeaturesServicer(features_pb2_grpc.FeaturesServicer):
         return response
 
 
-def check_inputs(service: FeatureService, request: Any) -> Inputs:
+def check_inputs(prepared: Prepared, request: Any) -> Inputs:
     """Return a request's join keys and request fields.
 
     Raises:
@@ -203,15 +202,10 @@ def check_inputs(service: FeatureService, request: Any) -> Inputs:
     inputs = Inputs()
     rows = len(request.rows)
     inputs.keys, wrong = read_columns(
-        service.join_keys,
-        request.join_keys,
-        rows,
-        "join_keys",
-        nullable=False,
-        faults=inputs.faults,
+        prepared.keys, request.join_keys, rows, "join_keys", nullable=False, faults=inputs.faults
     )
     inputs.requests, more = read_columns(
-        service.request_fields,
+        prepared.requests,
         request.request_fields,
         rows,
         "request_fields",
@@ -222,8 +216,8 @@ def check_inputs(service: FeatureService, request: Any) -> Inputs:
     if violations:
         raise errors.InvalidArgumentError(
             "FEATURE_REQUEST_INVALID",
-            f"the columns do not fit feature service {service.name!r}",
-            metadata={"feature_service": service.name},
+            f"the columns do not fit feature service {prepared.service.name!r}",
+            metadata={"feature_service": prepared.service.name},
             violations=violations,
         )
     return inputs
@@ -246,13 +240,12 @@ def _only(inputs: Inputs, rows: Sequence[int]) -> Inputs:
     )
 
 
-def _time_left(request: Any, start: float, clock: Clock) -> float:
+def _time_left(left_us: Sequence[int], start: float, clock: Clock) -> float:
     """Return the seconds that the read may take: the latest of the rows', within the call's."""
     call = calls.current()
     left = call.time_left() if call is not None else float("inf")
-    if all(row.time_left_us for row in request.rows):
-        longest = max(row.time_left_us for row in request.rows) / 1e6
-        left = min(left, longest - (clock.monotonic() - start))
+    if all(left_us):
+        left = min(left, max(left_us) / 1e6 - (clock.monotonic() - start))
     return left if left != float("inf") else 10.0
 
 
