@@ -16,7 +16,7 @@
     ├── CancelledError           the caller went away
     └── InternalError            our fault; the details stay in the log
 
-Services raise these and nothing else; one interceptor turns them into google.rpc.Status with
+Services raise these and nothing else; the boundary around every handler turns them into google.rpc.Status with
 ErrorInfo, BadRequest and RetryInfo. Nobody answers UNKNOWN.
 """
 

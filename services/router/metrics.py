@@ -70,7 +70,7 @@ COST = Counter(
 )
 BATCH = Histogram(
     "twinpath_hop_batch_items",
-    "Items in one coalesced call of a hop. Items of sampled traces travel alone and don't count.",
+    "Items in one coalesced call of a hop.",
     ("hop",),
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
 )
