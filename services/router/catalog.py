@@ -74,13 +74,15 @@ class MissingFeatures(_Strict):
     """What the task does about a feature that is not PRESENT.
 
     `refuse` answers FAILED_PRECONDITION; `default` takes the feature's default below (and refuses
-    where there is none); `accept` uses a stale value.
+    where there is none); `accept` uses a stale value. `store_away` is about the whole row, while
+    the feature store does not answer: `refuse` is UNAVAILABLE, `default` decides on defaults alone.
     """
 
     absent_entity: Literal["refuse", "default"] = "refuse"
     absent_feature: Literal["refuse", "default"] = "refuse"
     null: Literal["refuse", "default"] = "refuse"
     stale: Literal["refuse", "default", "accept"] = "refuse"
+    store_away: Literal["refuse", "default"] = "refuse"
     defaults: dict[str, float | int | str | bool] = Field(default_factory=dict)
 
 
@@ -243,6 +245,18 @@ class Task(_Strict):
         if self.cache is not None and self.streaming:
             # A stream's chunks are the point of it; a kept answer would come in one piece.
             raise ValueError("a streaming task's answers can't be kept; take the cache out")
+        return self
+
+    @model_validator(mode="after")
+    def _defaults_suffice(self) -> Task:
+        rule = self.missing_features
+        if rule.store_away == "default":
+            if rule.absent_feature != "default":
+                raise ValueError("store_away: default needs absent_feature: default")
+            features = {s for spec in self.inputs for s in spec.sources if ":" not in s}
+            lacking = sorted(features - rule.defaults.keys())
+            if lacking:
+                raise ValueError(f"store_away: default needs defaults of {', '.join(lacking)}")
         return self
 
     @model_validator(mode="after")

@@ -30,6 +30,7 @@ from services.router.board import Board
 from services.router.catalog import Catalog
 from services.router.decision import Decision, digest_of_request, keyed_id
 from services.router.estimator import size_class
+from services.router.missing import without_features
 from services.router.outputs import give_back
 from services.router.plan import Kind, Plan, make_plan
 from services.router.ports import Audit, FeatureQuery, Features, FeatureVector
@@ -168,7 +169,10 @@ class Steps:
                 },
             )
             with step_span(_tracer, names.SPAN_ENRICH):
-                vector = await self._features.get(query)
+                try:
+                    vector = await self._features.get(query)
+                except ServiceError as error:
+                    vector = without_features(task, error)
             metrics.enriched(vector.views, self._clock.unix_us())
         decision.vector = vector
         decision.data_class = max(
