@@ -20,7 +20,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -160,7 +159,7 @@ async def _measure(
     headers = [("authorization", f"Bearer {mesh.token('caller')}")]
     router, triton = mesh.wiring.services["router"], mesh.wiring.triton_url
     requests, raw = decisions(), direct()
-    pids = [process.pid for process in mesh.processes.values() if process.pid]
+    pids = {name: process.pid for name, process in mesh.processes.items() if process.pid}
     rows: list[dict[str, Any]] = []
     await closed_loop(router, INFER, requests, callers=16, seconds=3, metadata=headers)
     for count in callers:
@@ -168,19 +167,22 @@ async def _measure(
             echo_address, "/bench.Echo/Echo", [requests[0]], callers=count, seconds=seconds
         )
         straight = await closed_loop(triton, TRITON_INFER, raw, callers=count, seconds=seconds)
-        before, start = cpu_seconds(pids), time.perf_counter()
+        before = {name: cpu_seconds([pid]) for name, pid in pids.items()}
         whole = await closed_loop(
-            router, INFER, requests, callers=count, seconds=seconds, metadata=headers
+            router, INFER, requests, callers=count, seconds=seconds, warm_s=0, metadata=headers
         )
-        share = (seconds / (time.perf_counter() - start)) if whole.answered else 1.0
-        cpu_ms = (cpu_seconds(pids) - before) * share * 1e3 / max(whole.answered, 1)
+        cpu = {
+            name: (cpu_seconds([pid]) - before[name]) * 1e3 / max(whole.answered, 1)
+            for name, pid in pids.items()
+        }
         rows.append(
             {
                 "callers": count,
                 "mesh": _facts(whole),
                 "echo": _facts(bare),
                 "triton": _facts(straight),
-                "cpu_ms_per_decision": cpu_ms,
+                "cpu_ms_per_decision": sum(cpu.values()),
+                "cpu_ms_by_process": cpu,
                 "rate_to_echo": whole.rate / bare.rate,
                 "p50_to_echo": whole.p50_ms / bare.p50_ms,
             }
@@ -224,12 +226,46 @@ def show(result: dict[str, Any], console: Console) -> None:
             f"{row['cpu_ms_per_decision']:.2f}",
         )
     console.print(table)
+    _show_cpu(result["rows"], console)
+    for sentence, met in targets(result["rows"]):
+        console.print(f"{'met    ' if met else 'NOT MET'}  {sentence}")
     if result["script"]:
         script = result["script"]
         console.print(
             f"a hand-written script (Feast SDK + tritonclient, no policy, no record, 1 caller): "
             f"{script['rate']:.0f}/s, p50 {script['p50_ms']:.2f} ms"
         )
+
+
+def _show_cpu(rows: list[dict[str, Any]], console: Console) -> None:
+    """Print where a decision's processor time goes."""
+    table = Table(title="CPU ms of a decision, by process")
+    table.add_column("callers", justify="right")
+    names = sorted(
+        rows[-1]["cpu_ms_by_process"], key=lambda name: -rows[-1]["cpu_ms_by_process"][name]
+    )
+    for name in names:
+        table.add_column(name, justify="right")
+    for row in rows:
+        spent = row["cpu_ms_by_process"]
+        table.add_row(str(row["callers"]), *(f"{spent[name]:.2f}" for name in names))
+    console.print(table)
+
+
+def targets(rows: list[dict[str, Any]]) -> list[tuple[str, bool]]:
+    """Return each target that this run can judge, with what was found, and whether it was met."""
+    by = {row["callers"]: row for row in rows}
+    found = []
+    if 32 in by:
+        share = by[32]["rate_to_echo"]
+        found.append((f"32 callers: {share:.3f} x the echo's rate (>= 0.25)", share >= 0.25))
+    if 1 in by:
+        times = by[1]["p50_to_echo"]
+        found.append((f"1 caller: {times:.1f} x the echo's p50 (<= 8)", times <= 8))
+    if 1 in by and 32 in by:
+        falls = by[1]["cpu_ms_per_decision"] / by[32]["cpu_ms_per_decision"]
+        found.append((f"CPU of a decision falls {falls:.1f} x from 1 to 32 (>= 2)", falls >= 2))
+    return found
 
 
 def main() -> int:
