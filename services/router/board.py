@@ -185,11 +185,12 @@ class Board:
             ready=not reason,
             reason=reason,
             breaker=gauge.breaker.state(now),
-            admits=gauge.breaker.admits(now) and gauge.in_flight < gauge.ramp.limit(now),
+            admits=gauge.breaker.admits(now),
             drained=candidate.path in self.drained,
             p50=gauge.estimator.p50(now, size_class),
             p95=gauge.estimator.p95(now, size_class),
             in_flight=gauge.in_flight,
+            slow_start=gauge.in_flight >= gauge.ramp.limit(now),
             cut_over=gauge.cutover(candidate.cutover).away(now) if candidate.cutover else "",
         )
 

@@ -73,6 +73,7 @@ class State:
     p50: float | None = None
     p95: float | None = None
     in_flight: int = 0
+    slow_start: bool = False  # it has come back, and no more calls of it may be in flight now
     cut_over: str = ""  # why it is tried after those that are not
 
 
@@ -205,6 +206,9 @@ def _circumstances(
         reasons.append(Refusal(Kind.HEALTH, "not_ready", state.reason or "it is not ready"))
     elif not state.admits:
         reasons.append(Refusal(Kind.HEALTH, "breaker_open", "its last calls failed"))
+    elif state.slow_start:
+        message = "it has come back, and gets its traffic bit by bit"
+        reasons.append(Refusal(Kind.HEALTH, "slow_start", message))
     if state.p95 is not None and state.p95 > time_left:
         message = f"it needs {state.p95 * 1e3:.0f} ms (p95), {time_left * 1e3:.0f} ms are left"
         reasons.append(Refusal(Kind.TIME, "too_slow", message))

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from services.cli.drill.run import Result
 
 
+FEATURES_KILL = "redis-kill-features"
+
+
 class Name(StrEnum):
     """The drills."""
 
@@ -56,6 +59,8 @@ def drill(
     Prints a table, writes JSON to .twinpath/drills, and exits with 0 only if every target was met.
     """
     names = [n.value for n in Name if n is not Name.ALL] if name is Name.ALL else [name.value]
+    if Name.REDIS_KILL in names:  # there are two: the state store, and the one of the features
+        names.append(FEATURES_KILL)
     raise SystemExit(run_until_signal(_drill(names, seconds, rate, control=control)))
 
 
@@ -99,19 +104,22 @@ async def _work(
 def _tell(results: Sequence[Result], proof: Control | None) -> int:
     from services.cli.drill import show  # noqa: PLC0415 - as above
 
-    console.out.print()
-    console.out.print(show.table(results))
+    for table in (show.table(results), show.targets(results)):
+        console.out.print()
+        console.out.print(table, width=show.WIDTH, crop=False)
     for line in show.misses(results):
         console.out.print(line)
+    console.out.print(show.restricted_line(results))
     if proof is not None:
         console.out.print(show.control_line(proof))
     held = all(result.held for result in results) and (proof is None or proof.held)
+    held = held and show.enough_asked(results)
     path = _write(
         "last",
         {
             "held": held,
             "drills": [result.as_json() for result in results],
-            "restricted_asked": sum(result.restricted_asked for result in results),
+            "restricted_asked": show.restricted_asked(results),
             "restricted_at_vendor": sum(result.restricted_at_vendor for result in results),
             "control": None if proof is None else {**asdict(proof), "held": proof.held},
         },

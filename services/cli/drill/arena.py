@@ -24,7 +24,7 @@ from ruamel.yaml import YAML
 from services.cli.demo.stage import DIABETES, Stage
 from services.cli.description import home
 from services.cli.drill.faultproxy import FaultProxy, Faults
-from services.cli.drill.mix import SLOW
+from services.cli.drill.mix import DEFAULTED, SLOW
 from services.cli.embedded.ports import LOOPBACK
 from services.cli.launcher import ground
 from services.cli.launcher.layout import Layout, laptop
@@ -75,6 +75,7 @@ class Arena:
         self._progress = progress
         self._stack = AsyncExitStack()
         self._folder = Path()
+        self.store_lost = False  # the feature store was killed: it came back empty
         self.vendor_network: FaultProxy
         self.mesh: Mesh
         self.stage: Stage
@@ -159,6 +160,9 @@ class Arena:
         for name, process in self.mesh.processes.items():
             if not process.running:
                 await self.mesh.start_one(name)
+        if self.store_lost:
+            await self.mesh.fill_store()
+            self.store_lost = False
         for name in _SERVICES:
             if not await wait_for(self.mesh.health_of(name), timeout_s=_RECOVERY_S):
                 raise RuntimeError(
@@ -189,12 +193,19 @@ def _own_copies(layout: Layout) -> Layout:
     )
     (repo / "data").mkdir(exist_ok=True)
     yaml = YAML(typ="rt")
-    task = yaml.load((catalog / "tasks" / f"{DIABETES}.yaml").read_text(encoding="utf-8"))
-    task["name"] = SLOW
-    task["summary"] = "The slow model of the drills."
-    task["candidates"] = [{"id": SLOW, "path": "local", "model": SLOW, "version": "1"}]
-    with (catalog / "tasks" / f"{SLOW}.yaml").open("w", encoding="utf-8") as out:
-        yaml.dump(task, out)
+    base = (catalog / "tasks" / f"{DIABETES}.yaml").read_text(encoding="utf-8")
+    slow = yaml.load(base)
+    slow["candidates"] = [{"id": SLOW, "path": "local", "model": SLOW, "version": "1"}]
+    defaulted = yaml.load(base)
+    rule = defaulted["missing_features"]
+    rule["store_away"] = rule["absent_entity"] = "default"
+    for spec in defaulted["inputs"]:
+        for source in spec["from"]:
+            rule["defaults"].setdefault(source, 1.0)
+    for name, task in ((SLOW, slow), (DEFAULTED, defaulted)):
+        task["name"], task["summary"] = name, "A task of the drills."
+        with (catalog / "tasks" / f"{name}.yaml").open("w", encoding="utf-8") as out:
+            yaml.dump(task, out)
     return replace(layout, catalog=catalog, feature_repo=repo)
 
 

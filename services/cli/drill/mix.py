@@ -19,6 +19,7 @@ from twinpath.router.v1 import router_pb2
 DIABETES = "diabetes_progression"
 TUMOUR = "tumour_triage"
 SLOW = "drill_slow"
+DEFAULTED = "drill_defaulted"
 VENDOR_TUMOUR_MODEL = "tumour_large"  # whatever reaches it is restricted
 
 PLAIN = "plain"
@@ -49,6 +50,13 @@ def usual(number: int) -> Question:
     if number % _EVERY == _EVERY - 1:
         return restricted(number, number // _EVERY)
     return Question(PLAIN, about(DIABETES, number))
+
+
+def defaulted(number: int) -> Question:
+    """The usual mix, of a task that decides on defaults while the feature store is away."""
+    if number % _EVERY == _EVERY - 1:
+        return restricted(number, number // _EVERY)
+    return Question(PLAIN, about(DEFAULTED, number))
 
 
 def restricted(number: int, turn: int) -> Question:

@@ -81,6 +81,11 @@ def _signal(name: str, number: signal.Signals) -> Act:
     return act
 
 
+async def _lose_the_store(arena: Arena) -> None:
+    arena.mesh.kill("features-store")
+    arena.store_lost = True
+
+
 async def _nothing(_: Arena) -> None:
     """The load itself is the fault."""
 
@@ -174,6 +179,15 @@ DRILLS: Mapping[str, Drill] = MappingProxyType(
             _kill("state"),
             _start("state"),
             _IMPAIRED,
+        ),
+        "redis-kill-features": Drill(
+            "the feature store is killed, and comes back empty; the task decides on defaults",
+            LOCAL,
+            "",
+            _lose_the_store,
+            _start("features-store"),
+            _IMPAIRED,
+            question=mix.defaulted,
         ),
     }
 )

@@ -10,6 +10,11 @@ from rich.text import Text
 from services.cli.drill.control import Control
 from services.cli.drill.run import Result
 from services.cli.drill.stats import Phase
+from services.cli.drill.targets import Check
+
+WIDTH = 132  # of the tables, also where the output is no terminal
+RESTRICTED_LEAST = 1000  # in a whole set of drills
+_ONE = 2  # `redis-kill` is two
 
 
 def table(results: Sequence[Result]) -> Table:
@@ -41,21 +46,58 @@ def table(results: Sequence[Result]) -> Table:
     return out
 
 
+def targets(results: Sequence[Result]) -> Table:
+    """One line for each target of each drill: what was wanted, what was seen, and whether it held.
+
+    A drill that is not named in a line is that of the line above.
+    """
+    out = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("", "drill", "target"):
+        out.add_column(name, no_wrap=True)
+    for name in ("wanted", "seen"):
+        out.add_column(name, justify="right", no_wrap=True)
+    for result in results:
+        for place, check in enumerate(result.checks):
+            out.add_row(
+                mark(check.held),
+                result.name if not place else "",
+                check.name,
+                check.wanted,
+                _seen(check),
+            )
+    return out
+
+
 def misses(results: Sequence[Result]) -> list[Text]:
-    """Each target that was missed, and what came in place of answers."""
+    """What came in place of answers, where a target was missed."""
     lines = []
     for result in results:
-        for check in result.checks:
-            if not check.held:
-                seen = "never" if check.seen is None else f"{check.seen:.4g}"
-                lines.append(
-                    Text(f"{result.name}: {check.name} {seen}, wanted {check.wanted}", style="red")
-                )
         bad = {code: count for code, count in result.report.codes.items() if code != "OK"}
         if bad and not result.held:
             told = ", ".join(f"{count} {code}" for code, count in sorted(bad.items()))
             lines.append(Text(f"{result.name}: {told}", style="dim"))
     return lines
+
+
+def restricted_asked(results: Sequence[Result]) -> int:
+    """How many restricted requests all drills asked together."""
+    return sum(result.restricted_asked for result in results)
+
+
+def enough_asked(results: Sequence[Result]) -> bool:
+    """Tell whether a whole set asked enough of them; one drill alone need not."""
+    return len(results) <= _ONE or restricted_asked(results) >= RESTRICTED_LEAST
+
+
+def restricted_line(results: Sequence[Result]) -> Text:
+    """The restricted requests of all drills in one line; a whole set has to ask enough of them."""
+    asked = restricted_asked(results)
+    left = sum(result.restricted_at_vendor for result in results)
+    held = left == 0 and enough_asked(results)
+    wanted = f", wanted >= {RESTRICTED_LEAST:,}" if len(results) > _ONE else ""
+    return Text.from_markup(
+        f"{mark(held)} restricted requests: {asked:,} asked{wanted}, {left} reached the vendor"
+    )
 
 
 def control_line(control: Control) -> Text:
@@ -71,6 +113,12 @@ def control_line(control: Control) -> Text:
 def mark(held: bool) -> str:
     """A tick or a cross."""
     return "[bold green]✓[/]" if held else "[bold red]✗[/]"
+
+
+def _seen(check: Check) -> str:
+    if check.seen is None:
+        return "never"
+    return f"{check.seen:.2%}" if "%" in check.wanted else f"{check.seen:.4g}"
 
 
 def _share(value: float | None) -> str:
