@@ -10,6 +10,7 @@ for each call, more than all that is done here.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
 
@@ -241,8 +242,9 @@ class _SpannedStream:
 
         stream = aio_client_interceptors()[1]
         messages = await stream.intercept_unary_stream(begin, self._details, self._request)
-        async for message in messages:
-            yield message
+        async with aclosing(messages):
+            async for message in messages:
+                yield message
 
     def cancel(self) -> None:
         """Give the call up."""

@@ -7,6 +7,7 @@ before anything is made, and only what it takes goes through the instrumentation
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,13 +62,15 @@ def _around(handler: Any, begin: Any, full: Any) -> Any:
         async def serve(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
             span = begin(_headers(context))
             if span is None:
-                async for response in traced(request, context):
-                    yield response
+                async with aclosing(traced(request, context)) as responses:
+                    async for response in responses:
+                        yield response
                 return
             contexts.attach(trace.set_span_in_context(span))
             try:
-                async for response in plain(request, context):
-                    yield response
+                async with aclosing(plain(request, context)) as responses:
+                    async for response in responses:
+                        yield response
             finally:
                 span.end()
 
