@@ -16,8 +16,8 @@
     ├── CancelledError           the caller went away
     └── InternalError            our fault; the details stay in the log
 
-Services raise these and nothing else; the boundary around every handler turns them into google.rpc.Status with
-ErrorInfo, BadRequest and RetryInfo. Nobody answers UNKNOWN.
+Services raise these and nothing else; the boundary around every handler turns them into
+google.rpc.Status with ErrorInfo, BadRequest and RetryInfo. Nobody answers UNKNOWN.
 """
 
 from __future__ import annotations
