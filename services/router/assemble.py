@@ -276,6 +276,9 @@ def _handle(
     elif rule in ("default", "accept") and source in task.missing_features.defaults:
         value = task.missing_features.defaults[source]
         action = decision_pb2.FEATURE_ACTION_DEFAULTED
+    elif rule == "impute" and source in task.medians:
+        value = task.medians[source]
+        action = decision_pb2.FEATURE_ACTION_IMPUTED
     else:
         refused.append((source, _RULES[status]))
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -26,6 +28,7 @@ from pydantic import (
 from services.chassis.files import FileError, digest_of, read_model
 from services.router.cutover import Criteria
 from services.router.filters import FilterSpec
+from services.router.imputing import FOLDER, read_medians
 from services.router.objective import Objective
 from services.router.policy import Policy, PolicyFile, compile_policy
 from services.router.quotas import QuotaFile, QuotaRule
@@ -74,16 +77,22 @@ class MissingFeatures(_Strict):
     """What the task does about a feature that is not PRESENT.
 
     `refuse` answers FAILED_PRECONDITION; `default` takes the feature's default below (and refuses
-    where there is none); `accept` uses a stale value. `store_away` is about the whole row, while
-    the feature store does not answer: `refuse` is UNAVAILABLE, `default` decides on defaults alone.
+    where there is none); `impute` takes its median in the training data; `accept` uses a stale
+    value. `store_away` is about the whole row, while the feature store does not answer: `refuse` is
+    UNAVAILABLE, `default` decides on defaults alone.
     """
 
-    absent_entity: Literal["refuse", "default"] = "refuse"
-    absent_feature: Literal["refuse", "default"] = "refuse"
-    null: Literal["refuse", "default"] = "refuse"
-    stale: Literal["refuse", "default", "accept"] = "refuse"
+    absent_entity: Literal["refuse", "default", "impute"] = "refuse"
+    absent_feature: Literal["refuse", "default", "impute"] = "refuse"
+    null: Literal["refuse", "default", "impute"] = "refuse"
+    stale: Literal["refuse", "default", "impute", "accept"] = "refuse"
     store_away: Literal["refuse", "default"] = "refuse"
     defaults: dict[str, float | int | str | bool] = Field(default_factory=dict)
+
+    @property
+    def imputes(self) -> bool:
+        """Whether any of the rules needs training statistics."""
+        return "impute" in (self.absent_entity, self.absent_feature, self.null, self.stale)
 
 
 class InputSpec(_Strict):
@@ -223,6 +232,26 @@ class Task(_Strict):
         default_factory=FilterSpec, description="what is redacted, and looked for in outputs"
     )
 
+    _medians: Mapping[str, float] = PrivateAttr(default_factory=dict)
+
+    @property
+    def medians(self) -> Mapping[str, float]:
+        """The features' medians in the training data; empty where the task does not impute."""
+        return self._medians
+
+    def with_medians(self, folder: Path) -> Task:
+        """Return the task with its training statistics, where it imputes.
+
+        Raises:
+            FileError: there are none, or not of all its features.
+        """
+        if not self.missing_features.imputes:
+            return self
+        sources = {s for spec in self.inputs for s in spec.sources if ":" not in s}
+        made = self.model_copy()
+        made._medians = read_medians(folder, self.name, sources)  # noqa: SLF001 - its own
+        return made
+
     @field_validator("candidates")
     @classmethod
     def _unique(cls, value: list[CandidateSpec]) -> list[CandidateSpec]:
@@ -331,7 +360,9 @@ class Catalog:
 
 
 def load_catalog(folder: Path) -> Catalog:
-    """Read `tasks/*.yaml`, `policies/*.yaml` and, where there is one, `quotas.yaml`.
+    """Read `tasks/*.yaml`, `policies/*.yaml`, and where there are any, `quotas.yaml`.
+
+    Of tasks that impute, their `statistics/*.yaml` as well.
 
     Raises:
         FileError: with one line for each mistake in any file.
@@ -346,7 +377,7 @@ def load_catalog(folder: Path) -> Catalog:
     tasks: dict[str, Task] = {}
     for path in task_files:
         try:
-            task = read_model(path, Task)
+            task = read_model(path, Task).with_medians(folder)
         except FileError as error:
             mistakes.append(str(error))
             continue
@@ -374,7 +405,8 @@ def load_catalog(folder: Path) -> Catalog:
             mistakes.append(str(error))
     if mistakes or policy is None:
         raise FileError("\n".join(mistakes))
-    version = digest_of([*task_files, *policy_files, *quota_files], folder)
+    statistics = [folder / FOLDER / f"{t}.yaml" for t in sorted(tasks) if tasks[t].medians]
+    version = digest_of([*task_files, *policy_files, *quota_files, *statistics], folder)
     return Catalog(tasks, policy, version, quotas)
 
 
