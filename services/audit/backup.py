@@ -17,8 +17,9 @@ from pathlib import Path
 from services.audit import checkpoint_file, verify
 from services.audit.checkpoint import VerifierKey
 from services.audit.filesystem import OsFileSystem
-from services.audit.journal import WATERMARK, Journal
+from services.audit.journal import Journal
 from services.audit.storage import LOG, PAYLOADS, payload_digest
+from services.audit.watermark import WATERMARK
 
 KEYS = "keys.sqlite"
 

@@ -84,18 +84,32 @@ class House:
             await asyncio.sleep(1.0)
             if not self._corrupt:
                 await self.open()
+        try:
+            await self._keep_going(self._ledger)
+        except* CorruptLogError as found:
+            await self._refuse(found.exceptions[0])
+            await asyncio.Event().wait()
+
+    async def _keep_going(self, ledger: Ledger) -> None:
         settings = self._settings
         async with asyncio.TaskGroup() as group:
-            group.create_task(_raise(self._ledger.failed))
-            group.create_task(self._ledger.run_index())
-            group.create_task(upkeep.save_regularly(self._ledger))
+            group.create_task(_raise(ledger.failed))
+            group.create_task(ledger.run_index())
+            group.create_task(upkeep.check_payloads(ledger))
+            group.create_task(upkeep.save_regularly(ledger))
             group.create_task(self.expiry.run_regularly(settings.retention_interval_s))
             group.create_task(upkeep.sign_regularly(self.reader, settings.checkpoint_interval_s))
             group.create_task(
                 upkeep.reconcile_regularly(
-                    self._ledger, settings.reconcile_interval_s, settings.reconcile_grace_s
+                    ledger, settings.reconcile_interval_s, settings.reconcile_grace_s
                 )
             )
+
+    async def _refuse(self, error: BaseException) -> None:
+        """Serve no more, and say why: a payload that nobody had read yet is damaged."""
+        log.critical("the log is corrupt; not serving any more", extra={"why": str(error)})
+        self._corrupt = True
+        await self._shut(DataLossError("LOG_CORRUPT", f"a payload: {error}"))
 
     async def ping(self) -> None:
         """Raise unless the log takes records now."""
@@ -106,15 +120,18 @@ class House:
 
     async def close(self) -> None:
         """Finish what waits, sign what is there, and close the files."""
+        await self._shut(UnavailableError("LOG_CLOSING", "the service is stopping"))
+
+    async def _shut(self, why: ServiceError) -> None:
         if self._ledger is None or self._reader is None:
             return
         ledger, self._ledger = self._ledger, None
-        self._closed = UnavailableError("LOG_CLOSING", "the service is stopping")
+        self._closed = why
         await ledger.close()
         if not ledger.failed.done():
             await self._reader.checkpoint(now=True)
             await ledger.index.flush()
-            await upkeep.save_seen(ledger)
+            await upkeep.save(ledger)
         self._reader = self._expiry = None
         ledger.storage.close()
 

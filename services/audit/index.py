@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 VERSION = 1
+_COMMON = frozenset({1, 2})  # INTENT and OUTCOME
 NO_CANDIDATES: tuple[tuple[int, str, str], ...] = ()
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
@@ -26,6 +27,7 @@ CREATE INDEX IF NOT EXISTS records_decision ON records (decision);
 CREATE INDEX IF NOT EXISTS records_subject ON records (subject) WHERE subject <> '';
 CREATE INDEX IF NOT EXISTS records_task ON records (task);
 CREATE INDEX IF NOT EXISTS records_egress ON records (egress) WHERE egress = 1;
+CREATE INDEX IF NOT EXISTS records_rare ON records (kind) WHERE kind NOT IN (1, 2);
 CREATE INDEX IF NOT EXISTS records_fallback ON records (fallback) WHERE fallback = 1;
 CREATE TABLE IF NOT EXISTS candidates (
     model TEXT NOT NULL, version TEXT NOT NULL, leaf INTEGER NOT NULL, path INTEGER NOT NULL,
@@ -359,6 +361,8 @@ class Index:
         if search.kinds:
             where.append("kind IN (SELECT value FROM json_each(?))")
             values.append(json.dumps(search.kinds))
+            if not _COMMON.intersection(search.kinds):
+                where.append("kind NOT IN (1, 2)")  # so that the partial index serves
         if search.egress:
             where.append("egress = 1")
         if search.fallback:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import bisect
 import errno
-import struct
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,16 +23,14 @@ from dataclasses import dataclass
 from functools import partial
 from zlib import crc32
 
-from services.audit import frames, sidecar
+from services.audit import frames, sidecar, watermark
 from services.audit.filesystem import Appender, FileSystem
 from services.audit.merkle import HASH_SIZE, leaf_hash
 from services.audit.sidecar import Segment
+from services.audit.watermark import WATERMARK
 
-WATERMARK = "WATERMARK"
 _READERS = 4
-_MARK = struct.Struct("<QI")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-
 
 Hasher = Callable[[bytes], bytes]
 
@@ -79,7 +76,7 @@ class Recovery:
 class Limits:
     """When a new segment starts. A segment stays below 4 GiB (offsets are 32 bits)."""
 
-    segment_records: int = 65_536
+    segment_records: int = 16_384
     segment_bytes: int = 256 * 1024 * 1024
 
 
@@ -116,6 +113,7 @@ class Journal:
         limits: Limits | None = None,
         hasher: Hasher = leaf_hash,
         watermark: bool = True,
+        check_sealed: bool = True,
     ) -> tuple[Journal, Recovery]:
         """Read the log's state, and make its end fit to append to.
 
@@ -126,6 +124,8 @@ class Journal:
             limits: when a new segment starts.
             hasher: makes the 32-byte hash that is kept of each leaf.
             watermark: leave a hint after each batch that it was durable.
+            check_sealed: check the bytes of every sealed segment now; without it `check_sealed`
+                must be called later. A record is checked whenever it is read, in either case.
 
         Raises:
             CorruptLogError: a record that was durable is damaged or missing.
@@ -139,7 +139,11 @@ class Journal:
         # Checksums and reads let other threads run: the sealed segments are checked side by side.
         with ThreadPoolExecutor(max_workers=_READERS) as pool:
             sealed = dict(
-                zip(names[:-1], pool.map(partial(_load_sealed, files), names[:-1]), strict=True)
+                zip(
+                    names[:-1],
+                    pool.map(partial(_load_sealed, files, check=check_sealed), names[:-1]),
+                    strict=True,
+                )
             )
         for name in names:
             expected = segments[-1].next_index if segments else 0
@@ -169,6 +173,25 @@ class Journal:
     def failed(self) -> bool:
         """Whether a write or sync failed so that the process must exit."""
         return self._failed is not None
+
+    def check_sealed(self) -> None:
+        """Check the bytes of every sealed segment. Blocks, and appends go on meanwhile.
+
+        Raises:
+            CorruptLogError: a record is damaged; it is named.
+        """
+        for number in range(len(self._segments) - 1):
+            with self._blanking:
+                segment = self._segments[number]
+                data = self._files.read_all(segment.name)
+            if len(data) != segment.size or crc32(data) != segment.crc:
+                for _ in _checked_batches(data, segment):
+                    pass
+                raise CorruptLogError(segment.first_index, f"{segment.name} was changed")
+
+    def sealed(self) -> list[tuple[str, int, bytearray]]:
+        """Return (name, first index, leaf hashes) of each segment that takes no more."""
+        return [(s.name, s.first_index, s.hashes) for s in self._segments[:-1]]
 
     def leaf_hashes(self, start: int = 0) -> bytes:
         """Return the concatenated 32-byte leaf hashes of all records from `start` on."""
@@ -226,9 +249,7 @@ class Journal:
         segment = self._segment_of(index)
         try:
             return self._read_from(segment, index)
-        except CorruptLogError:
-            # Unless it was written anew between the look at its offsets and the reading: once
-            # more, while nobody can replace it.
+        except CorruptLogError:  # or it was written anew since the look at its offsets
             with self._blanking:
                 return self._read_from(self._segment_of(index), index)
 
@@ -347,22 +368,17 @@ class Journal:
 
     def _mark(self) -> None:
         """Leave the hint that all up to here was durable. Unsynced, so it costs next to nothing."""
-        packed = _MARK.pack(self._size, 0)[:8]
         try:
-            self._files.overwrite(WATERMARK, packed + struct.pack("<I", crc32(packed)))
+            self._files.overwrite(WATERMARK, watermark.encode(self._size))
         except OSError:
             return
 
 
 def _read_watermark(files: FileSystem) -> int:
     try:
-        data = files.read_all(WATERMARK)
+        return watermark.decode(files.read_all(WATERMARK))
     except FileNotFoundError:
         return 0
-    if len(data) != _MARK.size:
-        return 0
-    size, crc = _MARK.unpack(data)
-    return int(size) if crc32(data[:8]) == crc else 0
 
 
 def _start_segment(files: FileSystem, first_index: int) -> Segment:
@@ -386,7 +402,7 @@ def _start_segment(files: FileSystem, first_index: int) -> Segment:
     return Segment(name, first_index, size=len(header), crc=crc32(header))
 
 
-def _load_sealed(files: FileSystem, name: str) -> Segment | None:
+def _load_sealed(files: FileSystem, name: str, *, check: bool) -> Segment | None:
     """Read a sealed segment's side file; None if the segment must be scanned instead."""
     try:
         side = files.read_all(sidecar.side_name(name))
@@ -395,6 +411,8 @@ def _load_sealed(files: FileSystem, name: str) -> Segment | None:
     segment = sidecar.decode(name, frames.first_index_of(name), side)
     if segment is None or files.size(name) != segment.size:
         return None
+    if not check:
+        return segment
     return segment if crc32(files.read_all(name)) == segment.crc else None
 
 

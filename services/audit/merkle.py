@@ -39,19 +39,7 @@ class Tree:
         if len(leaf_hashes) % HASH_SIZE:
             raise ValueError(f"{len(leaf_hashes)} bytes are not whole hashes of {HASH_SIZE}")
         self._levels = [bytearray(leaf_hashes)]
-        while len(self._levels[-1]) >= 2 * HASH_SIZE:
-            below, pair = bytes(self._levels[-1]), 2 * HASH_SIZE
-            whole = len(below) // pair * pair
-            self._levels.append(
-                bytearray(
-                    b"".join(
-                        [
-                            sha256(b"\x01" + below[at : at + pair]).digest()
-                            for at in range(0, whole, pair)
-                        ]
-                    )
-                )
-            )
+        self._grow()
 
     @property
     def size(self) -> int:
@@ -75,11 +63,40 @@ class Tree:
         return index
 
     def extend(self, leaves: Sequence[bytes]) -> None:
-        """Add leaves by their hashes (32 bytes each), a level at a time."""
+        """Add leaves by their hashes: 32 bytes each, or several joined."""
         joined = b"".join(leaves)
-        if len(joined) != len(leaves) * HASH_SIZE:
-            raise ValueError(f"leaf hashes have {HASH_SIZE} bytes each")
+        if len(joined) % HASH_SIZE:
+            raise ValueError(f"{len(joined)} bytes are not whole hashes of {HASH_SIZE}")
         self._levels[0] += joined
+        self._grow()
+
+    def inner(self, first: int, stop: int) -> bytes:
+        """Return the inner nodes that the leaves [first, stop) completed, level by level."""
+        return b"".join(
+            [
+                self._levels[level][(first >> level) * HASH_SIZE : (stop >> level) * HASH_SIZE]
+                for level in range(1, stop.bit_length())
+            ]
+        )
+
+    def extend_known(self, leaves: bytes | bytearray, inner: bytes) -> bool:
+        """Add leaves with the inner nodes that `inner` gave of them; False: they don't fit."""
+        first = self.size
+        stop = first + len(leaves) // HASH_SIZE
+        counts = [(stop >> level) - (first >> level) for level in range(1, stop.bit_length())]
+        if sum(counts) * HASH_SIZE != len(inner):
+            return False
+        self._levels[0] += leaves
+        at = 0
+        for level, count in enumerate(counts, 1):
+            if level == len(self._levels):
+                self._levels.append(bytearray())
+            self._levels[level] += inner[at : at + count * HASH_SIZE]
+            at += count * HASH_SIZE
+        return True
+
+    def _grow(self) -> None:
+        """Compute the inner nodes that are missing, a level at a time."""
         level, pair = 0, 2 * HASH_SIZE
         while True:
             below = self._levels[level]

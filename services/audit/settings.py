@@ -55,7 +55,7 @@ class AuditSettings(ServiceSettings):
         ge=0,
         description="free disk space below which the service is NOT_SERVING",
     )
-    segment_records: int = Field(default=65_536, ge=1, description="records in a segment file")
+    segment_records: int = Field(default=16_384, ge=1, description="records in a segment file")
     catalog: Path | None = Field(
         default=None,
         validation_alias="TWINPATH_CATALOG",

@@ -13,13 +13,13 @@ from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
-from services.audit import records
+from services.audit import records, tree_file
 from services.audit.checkpoint_file import CheckpointFile
 from services.audit.filesystem import OsFileSystem
 from services.audit.index import Index, Row, Search
 from services.audit.journal import CorruptLogError, Journal, Limits, Recovery
 from services.audit.keystore import KeyStore
-from services.audit.merkle import Tree
+from services.audit.merkle import HASH_SIZE, Tree
 from services.audit.seen import Seen
 from services.audit.seen import decode as decode_seen
 from services.audit.settings import AuditSettings
@@ -57,6 +57,7 @@ class Storage:
     origin: str
     recovery: Recovery
     last_time_us: int
+    kept_trees: set[str]
 
     def mark_at(self, size: int) -> int:
         """Return a number that tells this log at this size from any other."""
@@ -65,6 +66,15 @@ class Storage:
     def save_seen(self, size: int, mark: int) -> None:
         """Keep the filter of decisions, complete up to a size, for the next start."""
         self.files.replace(SEEN, self.seen.encode(size, mark))
+
+    def save_tree(self) -> None:
+        """Keep the tree's inner nodes of each segment that is full, for the next start."""
+        for name, first, hashes in self.journal.sealed():
+            if name not in self.kept_trees:
+                stop = first + len(hashes) // HASH_SIZE
+                kept = tree_file.encode(first, stop, hashes, self.tree.inner(first, stop))
+                self.files.replace(tree_file.tree_name(name), kept)
+                self.kept_trees.add(name)
 
     def close(self) -> None:
         """Close everything."""
@@ -123,10 +133,16 @@ def _open(
             "cut an unfinished batch that nobody was told about",
             extra={"segment": recovery.cut_segment, "bytes": recovery.cut_bytes},
         )
-    tree = Tree(journal.leaf_hashes())
+    tree, kept_trees = _tree(files, journal)
     if points.last is not None and tree.root(signed) != points.last.root:
-        raise CorruptLogError(0, f"the first {signed} records are not those that were signed")
-    payloads, _ = Journal.open(payload_files, limits=limits, hasher=payload_digest, watermark=False)
+        tree, kept_trees = Tree(journal.leaf_hashes()), set()  # the kept nodes may be what is wrong
+        if tree.root(signed) != points.last.root:
+            raise CorruptLogError(0, f"the first {signed} records are not those that were signed")
+    # Payloads are checked beside the first calls: each one is when it is read, and a look at all
+    # of them takes as long as there are.
+    payloads, _ = Journal.open(
+        payload_files, limits=limits, hasher=payload_digest, watermark=False, check_sealed=False
+    )
     index = _caught_up(settings.directory / INDEX, journal, payloads, tree)
     keys = KeyStore(settings.key_store, cached=settings.cached_subjects)
     _replay_erasures(index, journal, keys, now_us)
@@ -148,7 +164,24 @@ def _open(
         origin=settings.origin,
         recovery=recovery,
         last_time_us=last,
+        kept_trees=kept_trees,
     )
+
+
+def _tree(files: OsFileSystem, journal: Journal) -> tuple[Tree, set[str]]:
+    """Return the tree, from kept inner nodes where there are some, and whose they are."""
+    tree, kept = Tree(), set[str]()
+    for name, first, hashes in journal.sealed():
+        try:
+            inner = tree_file.decode(files.read_all(tree_file.tree_name(name)), first, hashes)
+        except FileNotFoundError:
+            inner = None
+        if inner is not None and tree.extend_known(hashes, inner):
+            kept.add(name)
+        else:
+            tree.extend([bytes(hashes)])
+    tree.extend([journal.leaf_hashes(tree.size)])
+    return tree, kept
 
 
 def _caught_up(path: Path, journal: Journal, payloads: Journal, tree: Tree) -> Index:

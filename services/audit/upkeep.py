@@ -16,8 +16,8 @@ from services.chassis.errors import NotFoundError, UnavailableError
 from twinpath.audit.v1 import audit_pb2, record_pb2
 
 log = logging.getLogger(__name__)
-_SAVE_EVERY_S = 10.0
-_SAVE_RECORDS = 100_000
+_SAVE_EVERY_S = 5.0
+_SAVE_RECORDS = 25_000
 
 # Copies of a subject's data that are not this service's to erase. They go into the ERASURE record
 # and the answer, so that somebody sees to them.
@@ -38,24 +38,34 @@ async def sign_regularly(reader: Reader, every_s: float) -> None:
 
 
 async def save_regularly(ledger: Ledger) -> None:
-    """Keep the filter of decisions whenever the log has grown much, until cancelled."""
+    """Keep what makes a start quick whenever the log has grown much, until cancelled."""
     saved = ledger.storage.tree.size
     while True:
         await asyncio.sleep(_SAVE_EVERY_S)
         if ledger.storage.tree.size - saved >= _SAVE_RECORDS:
-            saved = await save_seen(ledger)
+            saved = await save(ledger)
 
 
-async def save_seen(ledger: Ledger) -> int:
-    """Keep the filter of decisions now; return the log's size that it stands for."""
+async def save(ledger: Ledger) -> int:
+    """Keep the filter of decisions and the tree now; return the log's size that they stand for."""
     storage = ledger.storage
     size = storage.tree.size
     mark = storage.mark_at(size)
     try:
         await asyncio.to_thread(storage.save_seen, size, mark)
+        await asyncio.to_thread(storage.save_tree)
     except OSError as error:
-        log.warning("the filter can't be kept; a restart takes longer", extra={"why": str(error)})
+        log.warning("can't keep the start's short cuts", extra={"why": str(error)})
     return size
+
+
+async def check_payloads(ledger: Ledger) -> None:
+    """Check all payloads once.
+
+    Raises:
+        CorruptLogError: one is damaged.
+    """
+    await asyncio.to_thread(ledger.storage.payloads.check_sealed)
 
 
 async def reconcile_regularly(ledger: Ledger, every_s: float, grace_s: float) -> None:

@@ -8,13 +8,12 @@ checkpoints is only caught by a checkpoint from elsewhere: pass it as `witnessed
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from zlib import crc32
 
-from services.audit import checkpoint_file, frames, sidecar
+from services.audit import checkpoint_file, frames, sidecar, watermark
 from services.audit.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -23,7 +22,6 @@ from services.audit.checkpoint import (
     verify,
 )
 from services.audit.filesystem import FileSystem, OsFileSystem
-from services.audit.journal import WATERMARK
 from services.audit.merkle import (
     ProofError,
     Tree,
@@ -31,6 +29,7 @@ from services.audit.merkle import (
     verify_consistency,
     verify_inclusion,
 )
+from services.audit.watermark import WATERMARK
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,10 +239,10 @@ def _check_watermark(files: FileSystem, report: Report) -> None:
         data = files.read_all(WATERMARK)
     except FileNotFoundError:
         return
-    if len(data) != 12 or crc32(data[:8]) != struct.unpack("<I", data[8:])[0]:
+    durable = watermark.decode(data)
+    if not durable:
         report.breaks.append(Break(report.size, f"{WATERMARK} is damaged"))
         return
-    durable = struct.unpack_from("<Q", data)[0]
     if durable > report.size:
         gone = f"{durable} records were durable; from here on they are missing"
         report.breaks.append(Break(report.size, gone))

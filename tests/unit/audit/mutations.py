@@ -7,8 +7,9 @@ import random
 from services.audit import frames, sidecar
 from services.audit.checkpoint import Checkpoint, SignerKey
 from services.audit.checkpoint_file import NAME, CheckpointFile
-from services.audit.journal import WATERMARK, Journal
+from services.audit.journal import Journal
 from services.audit.merkle import Tree, leaf_hash
+from services.audit.watermark import WATERMARK
 from tests.unit.audit.crashes import LIMITS
 from tests.unit.audit.simfs import SimFile, SimFileSystem
 

@@ -10,6 +10,7 @@ import pytest
 from services.audit import journal as jn
 from services.audit.filesystem import OsFileSystem
 from services.audit.merkle import leaf_hash
+from services.audit.watermark import WATERMARK
 from tests.unit.audit.crashes import LIMITS, run_to_crash
 from tests.unit.audit.simfs import SimFileSystem, fail_with
 
@@ -88,7 +89,7 @@ def test_torn_tail_is_cut_and_reported():
     whole = files.size(name)
     journal.append([b"will be torn"])
     del files.files[name].seen[-4:]
-    files.remove(jn.WATERMARK)
+    files.remove(WATERMARK)
     again, recovery = reopened(files)
     assert recovery.size == 5
     assert recovery.cut_segment == name
@@ -104,7 +105,7 @@ def test_a_lost_tail_that_was_durable_is_an_error():
         filled(files, count=6)
         name = next(n for n in files.names() if n.endswith(".seg"))
         if evidence == "checkpoint":
-            files.remove(jn.WATERMARK)
+            files.remove(WATERMARK)
         files.files[name].seen[-1] ^= 1
         with pytest.raises(jn.CorruptLogError) as caught:
             reopened(files, durable_size=6 if evidence == "checkpoint" else 0)
