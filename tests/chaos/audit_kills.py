@@ -19,6 +19,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import struct
 import tempfile
 import time
@@ -49,8 +50,8 @@ from twinpath.router.v1 import router_pb2, router_pb2_grpc
 ALREADY_EXISTS = 6
 EPOCH = 100
 VICTIMS = ("audit", "router")
-APPENDERS, CALLERS, BATCH = 2, 16, 100
-REST_S = 0.03  # after each batch, so that the router's decisions come through as well
+APPENDERS, CALLERS, BATCH = 2, 8, 100
+REST_S = 0.1  # after each batch, so that the router's decisions come through as well
 TASK = """
 name: kill_test
 version: "1"
@@ -444,6 +445,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no epoch after")
     parser.add_argument("--state", type=Path, help="keeps what was done; start again to go on")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the services end with it
     until = time.monotonic() + given.minutes * 60
     print(epochs(given.kills, given.acknowledged, given.seed, given.state, until))  # noqa: T201
 
