@@ -200,7 +200,9 @@ class LocalStore:
         del left_s
         now = self._clock.monotonic()
         writes: dict[str, float] = {}
-        for bucket in claim.buckets:
+        # Who is refused counts among the sharers too, and gets its share from then on.
+        totals = [self._weights(bucket, now) if bucket.weight else 0.0 for bucket in claim.buckets]
+        for bucket, total in zip(claim.buckets, totals, strict=True):
             left = self._level(bucket.key, bucket.size, now)
             wanted = min(bucket.take, bucket.size)
             if claim.guarded and left < wanted:
@@ -208,7 +210,6 @@ class LocalStore:
             writes[bucket.key] = min(float(bucket.size), left - bucket.take)
             if not bucket.weight:
                 continue
-            total = self._weights(bucket, now)
             part = bucket.size * bucket.weight / total
             share = _share_key(bucket)
             mine = self._level(share, part, now)

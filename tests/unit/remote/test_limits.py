@@ -9,10 +9,12 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import redis.asyncio
 
-from services.chassis.errors import ResourceExhaustedError, from_status
+from services.chassis.errors import PermissionDeniedError, ResourceExhaustedError, from_status
 from services.cli.embedded.valkey import Valkey
 from services.remote.catalog import Model, Provider
 from services.remote.catalog_access import Limits as Share
+from services.remote.compose import redis_client
+from services.remote.grants import GrantUse
 from services.remote.limit_store import LocalStore, RedisStore
 from services.remote.limits import Limits
 from tests.local_path import running
@@ -193,3 +195,108 @@ async def test_the_service_refuses_over_the_limit_and_sends_nothing(keys, tmp_pa
             error = from_status(result.status)
             assert (error.reason if error else "") == reason
         assert remote.posts == 2
+
+
+def use(name: str = "g", remember_s: float = 60.0) -> GrantUse:
+    """A grant's use."""
+    return GrantUse(name, remember_s)
+
+
+async def replica(url: str, stack: contextlib.AsyncExitStack) -> Limits:
+    """One replica's limits in the state store."""
+    client = redis_client(url, 5.0)
+    stack.push_async_callback(client.aclose)
+    clock = HeldClock()
+    store = RedisStore(client, LocalStore(clock), clock)
+    stack.push_async_callback(store.aclose)
+    return Limits(store, shared=True)
+
+
+async def test_a_grant_that_served_at_one_replica_serves_at_no_other(valkey: str) -> None:
+    """Also for a model without limits; another grant is admitted."""
+    async with contextlib.AsyncExitStack() as stack:
+        first, second = [await replica(valkey, stack) for _ in range(2)]
+        chosen = model()
+        tries = [
+            limits.acquire(PROVIDER, chosen, ("a", "a"), 1, grant=use("twice"))
+            for limits in (first, second)
+        ]
+        found = await asyncio.gather(*tries, return_exceptions=True)
+        (refused,) = [error for error in found if isinstance(error, BaseException)]
+        assert isinstance(refused, PermissionDeniedError)
+        assert refused.reason == "GRANT_USED"
+        await second.acquire(PROVIDER, chosen, ("a", "a"), 1, grant=use("other"))
+
+
+async def test_a_grant_is_not_used_up_where_a_limit_refuses(valkey: str) -> None:
+    """It may come again, once there is room; and a used one takes nothing of the limit."""
+    async with contextlib.AsyncExitStack() as stack:
+        limits = await replica(valkey, stack)
+        chosen = model(per_caller={"requests_per_minute": 1})
+        await limits.acquire(PROVIDER, chosen, ("u1", ""), 1, grant=use("one"))
+        with pytest.raises(ResourceExhaustedError):
+            await limits.acquire(PROVIDER, chosen, ("u1", ""), 1, grant=use("two"))
+        await limits.acquire(PROVIDER, chosen, ("u2", ""), 1, grant=use("two"))
+        with pytest.raises(PermissionDeniedError):
+            await limits.acquire(PROVIDER, chosen, ("u3", ""), 1, grant=use("one"))
+        await limits.acquire(PROVIDER, chosen, ("u3", ""), 1, grant=use("three"))
+
+
+async def test_a_used_grant_is_remembered_until_it_could_not_serve_any_more(valkey: str) -> None:
+    """The store forgets it then by itself."""
+    async with contextlib.AsyncExitStack() as stack:
+        limits = await replica(valkey, stack)
+        client = redis.asyncio.Redis.from_url(valkey)
+        stack.push_async_callback(client.aclose)
+        await limits.acquire(PROVIDER, model(), ("a", "a"), 1, grant=use("brief", 90.0))
+        assert 80_000 < await client.pttl("twinpath:grant:brief") <= 90_000
+
+
+async def test_a_greedy_caller_does_not_starve_the_others(limits: Limits) -> None:
+    """While two compete, each has its half of what is left; whoever is alone may take all."""
+    chosen = model(requests_per_minute=40)
+    assert await admitted(limits, chosen, "other", 1, 1) == 1
+    greedy = await admitted(limits, chosen, "greedy", 1, 100)
+    assert greedy < 39
+    assert await admitted(limits, chosen, "other", 1, 100) == 39 - greedy
+    alone = Model.model_construct(name="n", version="1", limits=Share(requests_per_minute=40))
+    assert await admitted(limits, alone, "greedy", 1, 100) == 40
+
+
+async def test_a_share_that_is_used_up_is_said_to_be_that(limits: Limits) -> None:
+    """The model has room, but not for this caller: scope `share`."""
+    chosen = model(requests_per_minute=8)
+    await admitted(limits, chosen, "other", 1, 1)
+    await admitted(limits, chosen, "greedy", 1, 8)
+    with pytest.raises(ResourceExhaustedError) as caught:
+        await limits.acquire(PROVIDER, chosen, ("greedy", "greedy"), 1)
+    assert caught.value.metadata["scope"] == "share"
+    assert caught.value.retry_after > 0
+
+
+async def test_shares_go_by_weight(limits: Limits) -> None:
+    """Under contention the caller with three times the weight gets more; nobody gets nothing."""
+    chosen = model(requests_per_minute=400, weights={"important": 3.0})
+    for name in ("important", "plain"):
+        await admitted(limits, chosen, name, 1, 1)
+    got = {"important": 0, "plain": 0}
+    for _ in range(400):
+        for name in got:
+            got[name] += await admitted(limits, chosen, name, 1, 1)
+    assert sum(got.values()) >= 380
+    assert got["important"] > 1.8 * got["plain"] > 0
+
+
+async def test_the_other_comes_later_and_finds_its_share_of_what_fills() -> None:
+    """A caller that took everything does not keep what comes back from whoever joins."""
+    clock = HeldClock()
+    limits = Limits(LocalStore(clock))
+    chosen = model(requests_per_minute=60)
+    assert await admitted(limits, chosen, "greedy", 1, 100) == 60
+    got = {"greedy": 0, "late": 0}
+    for second in range(1, 121):
+        clock.now = float(second)
+        for name in got:  # the greedy one is always first
+            got[name] += await admitted(limits, chosen, name, 1, 5)
+    assert got["late"] >= 50
+    assert got["greedy"] >= 50
