@@ -14,7 +14,8 @@ Two things differ, both for an overload that lasts:
 Priorities share the limit by ceilings on the total: batch may enter while less than 30 % of the
 limit is in use, normal 60 %, interactive all of it. So each one's reserve is closed to those below
 it, the lowest is refused first, and nobody queues here: a refusal is immediate and says when to
-come back.
+come back. Each kind has a few places of its own beyond that, so that a flood of one task does not
+shut out the others.
 
 After a collapse (most of a window was refused further on, or timed out) it starts slowly: from the
 minimum, doubling in each full window up to half of what it was. Pure: the clock is passed in.
@@ -60,6 +61,7 @@ class LimiterConfig:
     collapse: float = 0.5  # share of dropped requests in a window that means: start over slowly
     retry_after_max_s: float = 5.0
     kinds_max: int = 64
+    kind_floor: int = 4  # in flight of one kind that are admitted whatever the others do
 
     def __post_init__(self) -> None:
         """Raise ValueError for limits that could not hold or shares in the wrong order."""
@@ -105,6 +107,7 @@ class Limiter:
     """One process's limit. Not thread-safe; one event loop owns it."""
 
     __slots__ = (
+        "_by_kind",
         "_config",
         "_dropped",
         "_in_flight",
@@ -122,6 +125,7 @@ class Limiter:
         self._config = config or LimiterConfig()
         self._limit = float(self._config.initial)
         self._in_flight = 0
+        self._by_kind: dict[str, int] = {}  # in flight
         self._peak = 0
         self._refused = False
         self._dropped = 0
@@ -158,9 +162,12 @@ class Limiter:
             kind: what is alike in time, such as the task; the first `kinds_max` are told apart.
         """
         ceiling = self.ceiling(priority)
-        if self._in_flight >= ceiling:
+        own = self._by_kind.get(kind, 0)
+        full = self._in_flight >= self._config.maximum
+        if self._in_flight >= ceiling and (full or own >= self._config.kind_floor):
             self._refused = True
             return Refusal(self.limit, self._in_flight, self._retry_after(priority, ceiling))
+        self._by_kind[kind] = own + 1
         self._in_flight += 1
         self._peak = max(self._peak, self._in_flight)
         return Ticket(priority, kind, now)
@@ -171,6 +178,9 @@ class Limiter:
             return
         ticket.released = True
         self._in_flight -= 1
+        self._by_kind[ticket.kind] -= 1
+        if not self._by_kind[ticket.kind]:
+            del self._by_kind[ticket.kind]  # callers make names up
         if outcome is Outcome.IGNORED:
             return
         if self._window_start is None:

@@ -262,6 +262,18 @@ def test_limits_that_cannot_hold_are_refused(wrong: dict[str, Any]) -> None:
         LimiterConfig(**wrong)
 
 
+def test_a_flood_of_one_kind_does_not_shut_out_the_others() -> None:
+    """At the limit a few of each other kind still get in, of any priority; the maximum holds."""
+    limiter = Limiter(LimiterConfig(initial=20, minimum=20, maximum=30))
+    while isinstance(limiter.acquire(0.0, INTERACTIVE, "flood"), Ticket):
+        pass
+    assert limiter.in_flight == 20
+    for kind in "abc":
+        got = [limiter.acquire(0.0, BATCH, kind) for _ in range(6)]
+        assert sum(isinstance(one, Ticket) for one in got) == (4 if kind != "c" else 2)
+    assert limiter.in_flight == 30
+
+
 class LimiterMachine(RuleBasedStateMachine):
     """Any interleaving of requests, ends and double ends, against a plain count."""
 
@@ -282,9 +294,11 @@ class LimiterMachine(RuleBasedStateMachine):
 
     @rule(target=tickets, priority=st.sampled_from(Priority), kind=st.sampled_from("abc"))
     def ask(self, priority: Priority, kind: str) -> Any:
-        """Admitted exactly below the priority's ceiling; who is refused loses nothing."""
+        """Admitted exactly below the priority's ceiling, or as one of few of its kind."""
         shares = {INTERACTIVE: 1.0, NORMAL: 0.6, BATCH: 0.3}
+        own = sum(ticket.kind == kind for ticket in self.keep if id(ticket) in self.out)
         room = len(self.out) < max(1, int(self.limiter.limit * shares[priority]))
+        room = room or (own < self.CONFIG.kind_floor and len(self.out) < self.CONFIG.maximum)
         got = self.limiter.acquire(self.now, priority, kind)
         assert isinstance(got, Ticket) == room
         if isinstance(got, Refusal):
