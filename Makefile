@@ -76,6 +76,7 @@ bench: env  ## what a decision costs, as ratios in one run; JSON in .twinpath/be
 	@$(BIN)/python -m tests.load.audit_bench
 	@$(BIN)/python -m tests.load.features_bench
 	@$(BIN)/python -m tests.load.remote_bench
+	@$(BIN)/python -m tests.load.local_bench
 	@$(BIN)/python -m tests.load.bench_plan
 
 # ---- care ---------------------------------------------------------------------------------

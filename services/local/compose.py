@@ -14,6 +14,7 @@ from services.local.control_servicer import ModelControlServicer
 from services.local.fleet import Fleet
 from services.local.install import Installer, Times
 from services.local.item import Items
+from services.local.metrics import TritonCounters
 from services.local.models import Models
 from services.local.replicas import Balancer, Replica
 from services.local.servicer import LocalServicer
@@ -63,10 +64,12 @@ async def build(settings: LocalSettings, stack: AsyncExitStack) -> Service:
         refresh_s=settings.refresh_s,
         control=control,
     )
+    price = Price(settings.machine_usd_per_hour, settings.machine_slots, settings.machine_watts)
+    stack.enter_context(TritonCounters(models.counters, price).shown())
     items = Items(
         fleet,
         clock,
-        Price(settings.machine_usd_per_hour, settings.machine_slots),
+        price,
         concurrency=settings.model_concurrency,
         waiting=settings.model_waiting,
         traffic=traffic,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Sequence
 
 import grpc
 
@@ -13,10 +12,11 @@ from services.chassis.clock import Clock
 from services.chassis.errors import DeadlineExceededError, ServiceError, to_status
 from services.local import merge, metrics, tracing
 from services.local.fleet import Fleet
+from services.local.lanes import Lanes, Road
 from services.local.limits import Gate, Pass
 from services.local.models import Known
 from services.local.pace import Pace
-from services.local.prepare import Prepared, check_output, prepare
+from services.local.prepare import Prepared, ask, check_output, prepare
 from services.local.traffic import Traffic
 from services.local.triton import Answer
 from services.local.usage import Price
@@ -29,25 +29,45 @@ log = logging.getLogger(__name__)
 _BLAME = frozenset({grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL})
 
 
-@dataclass
+class _Call:
+    """One caller's items: how many have not ended, and who waits for that."""
+
+    __slots__ = ("done", "left", "started")
+
+    def __init__(self, started: float, items: int) -> None:
+        self.started = started
+        self.left = items
+        self.done: asyncio.Future[None] | None = None
+
+    def ended(self) -> None:
+        self.left -= 1
+        if not self.left and self.done is not None and not self.done.done():
+            self.done.set_result(None)
+
+
 class _Work:
     """One item on its way."""
 
-    item: inference_pb2.InferItem
-    deadline: float
-    started: float
-    result: inference_pb2.InferResult = field(init=False)
-    prepared: Prepared | None = None
-    reason: str = ""
+    __slots__ = ("call", "deadline", "ended", "item", "prepared", "reason", "result", "rows",
+                 "sampled")  # fmt: skip
 
-    def __post_init__(self) -> None:
-        self.result = inference_pb2.InferResult(id=self.item.context.id)
+    def __init__(self, item: inference_pb2.InferItem, deadline: float, call: _Call) -> None:
+        self.item = item
+        self.deadline = deadline
+        self.call = call
+        self.result = inference_pb2.InferResult(id=item.context.id)
+        self.prepared: Prepared | None = None
+        self.rows = 1
+        self.sampled = tracing.sampled(item.context.trace)
+        self.reason = ""
+        self.ended = False
 
     def failed(self, error: BaseException) -> None:
         """Note why; what is not a ServiceError is our fault, and stands in the log."""
         if not isinstance(error, ServiceError):
             log.error("unexpected error", extra={"model": self.item.model}, exc_info=error)
         self.reason = error.reason if isinstance(error, ServiceError) else "INTERNAL"
+        self.result.ClearField("outputs")
         self.result.status.CopyFrom(to_status(error))
 
 
@@ -70,6 +90,7 @@ class Items:
         self._price = price
         self._limits = (concurrency, waiting)
         self._gates: dict[str, Gate] = {}
+        self._lanes: Lanes[_Work] = Lanes(self._send)
 
     async def run(
         self, items: Sequence[tuple[inference_pb2.InferItem, float]]
@@ -79,37 +100,70 @@ class Items:
         Args:
             items: Each with its deadline, on the clock's monotonic scale.
         """
-        now = self._clock.monotonic()
-        works = [_Work(item, deadline, now) for item, deadline in items]
+        call = _Call(self._clock.monotonic(), len(items))
+        works = [_Work(item, deadline, call) for item, deadline in items]
         try:
-            await self._run(works)
+            await self._run(call, works)
         finally:
+            gone = False
             for work in works:
+                if not work.ended:  # our caller left
+                    work.ended = gone = True
                 if work.prepared is not None:
                     self.traffic.leave(work.prepared.key)
+            if gone:
+                self._lanes.gone()
         return [work.result for work in works]
 
-    async def _run(self, works: list[_Work]) -> None:
+    async def _run(self, call: _Call, works: list[_Work]) -> None:
         unknown = [work for work in works if not self._check(work)]
         if unknown:  # only they have to wait for a look at Triton
             await asyncio.gather(*(self._look(work) for work in unknown))
         alone: list[_Work] = []
-        kin: list[tuple[_Work, Prepared]] = []
+        kin: dict[Hashable, list[_Work]] = {}
+        wrong: list[_Work] = []
         for work in works:
             if work.prepared is None:
-                self._end(work)
-            elif len(works) == 1 or tracing.sampled(work.item.context.trace):
-                alone.append(work)  # so that Triton's own spans join the right trace
+                wrong.append(work)
+            elif (key := work.prepared.kin) is None:
+                alone.append(work)
             else:
-                kin.append((work, work.prepared))
-        tasks = [self._alone(work) for work in alone]
-        for batch in merge.batches(prepared for _, prepared in kin):
-            members = [kin[index][0] for index in batch]
-            tasks.append(self._alone(members[0]) if len(members) == 1 else self._together(members))
-        if len(tasks) == 1:
-            await tasks[0]
+                kin.setdefault(key, []).append(work)
+        self._end(wrong)
+        roads = [(_road(key, found), found) for key, found in kin.items()]
+        if not alone and len(roads) == 1:
+            ((road, found),) = roads
+            if await self._lanes.go(road, found):
+                return
         else:
-            await asyncio.gather(*tasks)
+            for road, found in roads:
+                self._lanes.wait(road, found)
+        if len(alone) == 1 and not roads:
+            await self._send(alone)
+        elif alone:
+            await asyncio.gather(*(self._send([work]) for work in alone))
+        await self._wait(call, works)
+
+    async def _wait(self, call: _Call, works: Sequence[_Work]) -> None:
+        """Wait until the items have ended, or the last one's time is up."""
+        if not call.left:
+            return
+        loop = asyncio.get_running_loop()
+        call.done = loop.create_future()
+        left = max(work.deadline for work in works) - self._clock.monotonic()
+        timer = loop.call_later(max(0.0, left), self._late, works)
+        try:
+            await call.done
+        finally:
+            timer.cancel()
+
+    def _late(self, works: Sequence[_Work]) -> None:
+        """Answer those that wait at their deadline; a request that serves nobody else ends."""
+        late = [work for work in works if not work.ended]
+        for work in late:
+            work.failed(_too_late(sent=work.result.metering.sent))
+        self._end(late)
+        self._lanes.gone()
 
     async def prepare(self, item: inference_pb2.InferItem, deadline: float) -> Prepared:
         """Check an item that is to be streamed; raises as `find` and `prepare` do.
@@ -130,6 +184,7 @@ class Items:
                 return False
             now = self._clock.monotonic()
             work.prepared = prepare(item, known, work.deadline, now, streamed=False)
+            work.rows = work.prepared.rows
             self.traffic.enter(work.prepared.key)
         except Exception as error:  # noqa: BLE001 - an item fails alone, whatever it is
             work.failed(error)
@@ -142,88 +197,84 @@ class Items:
         except Exception as error:  # noqa: BLE001 - an item fails alone, whatever it is
             work.failed(error)
 
-    async def _alone(self, work: _Work) -> None:
-        """Ask for one item."""
-        prepared = work.prepared
-        assert prepared is not None
-        metering = work.result.metering
+    async def _send(self, works: list[_Work]) -> None:
+        """Ask for kin with one request, and end them."""
+        now = self._clock.monotonic()
+        late = [work for work in works if work.deadline <= now]
+        if late:
+            for work in late:
+                work.failed(_too_late(sent=False))
+            self._end(late)
+            works = [work for work in works if work.deadline > now]
+        if not works:
+            return
         try:
-            async with self.gate(prepared, prepared.deadline):
-                metering.sent = True
-                with tracing.call_of_triton(work.item, prepared.known) as headers:
-                    answer = await self._fleet.infer(prepared.ask, prepared.deadline, headers)
-            check_output(prepared.spec, answer.outputs, prepared.rows)
-            work.result.outputs.extend(answer.outputs)
-            await self.meter(metering, prepared, answer)
+            await self._ask(works)
         except Exception as error:  # noqa: BLE001 - an item fails alone, whatever it is
-            work.failed(error)
-        self._end(work)
+            if len(works) > 1 and isinstance(error, ServiceError) and error.code in _BLAME:
+                again = [work for work in works if not work.ended]
+                await asyncio.gather(*(self._send([work]) for work in again))
+                return
+            for work in works:
+                if not work.ended:
+                    work.failed(error)
+        self._end(works)
 
-    async def _together(self, works: list[_Work]) -> None:
-        """Ask for several items with one request; each waits until its own deadline only."""
-        shared = asyncio.create_task(self._ask_together(works))
-        waiting = dict(enumerate(works))
-        try:
-            while not shared.done() and waiting:
-                now = self._clock.monotonic()
-                for index in [n for n, work in waiting.items() if work.deadline <= now]:
-                    work = waiting.pop(index)
-                    work.failed(
-                        DeadlineExceededError("TRITON_TIMEOUT", "Triton did not answer in time")
-                    )
-                    self._end(work)
-                if waiting:
-                    first = min(work.deadline for work in waiting.values())
-                    await asyncio.wait({shared}, timeout=first - now)
-            again = [w for n, w in waiting.items() if not await self._part(w, n, shared)]
-        finally:
-            shared.cancel()  # done, or nobody waits for it any more
-        await asyncio.gather(*(self._alone(work) for work in again))
-
-    async def _ask_together(self, works: list[_Work]) -> list[Answer]:
-        """Return each item's answer, which is its part of the one that Triton gives."""
+    async def _ask(self, works: list[_Work]) -> None:
+        """Ask, check, and write each item's part and metering. Raises what befell them all."""
         prepared = [work.prepared for work in works if work.prepared is not None]
         first = prepared[0]
-        deadline = max(p.deadline for p in prepared)
+        deadline = max([p.deadline for p in prepared])
         rows = [p.rows for p in prepared]
-        total = sum(rows)
         async with self.gate(first, deadline):
             for work in works:
                 work.result.metering.sent = True
             items = [work.item for work in works]
-            with tracing.shared_call(items, first.known) as headers:
-                answer = await self._fleet.infer(merge.join(prepared), deadline, headers)
-        check_output(first.spec, answer.outputs, total)
-        metrics.BATCHED.labels(first.spec.name).observe(len(works))
-        parts = merge.cut(answer.outputs, rows)
-        return [
-            Answer(
-                answer.version,
-                part,
-                answer.bytes_out * count // total,
-                answer.bytes_in * count // total,
-            )
-            for part, count in zip(parts, rows, strict=True)
-        ]
+            with tracing.call_of_triton(items, first.known) as headers:
+                answer = await self._fleet.infer(ask(prepared), deadline, headers)
+        check_output(first.spec, answer.outputs, sum(rows))
+        if len(works) > 1:
+            metrics.BATCHED.labels(first.spec.name).observe(len(works))
+        await self._usage(first.known)
+        now = self._clock.monotonic()
+        waiting = [work for work in works if not work.ended]
+        if len(waiting) < len(works):  # some were answered at their deadline
+            spare = inference_pb2.InferResult()
+            results = [spare if work.ended else work.result for work in works]
+        else:
+            results = [work.result for work in works]
+        merge.share(answer.outputs, rows, results)
+        bills: dict[int, inference_pb2.Metering] = {}
+        for work, part in zip(works, rows, strict=True):
+            if work.ended:
+                continue
+            bill = bills.get(part)
+            if bill is None:
+                bill = bills[part] = self._bill(first.known, answer, part, sum(rows))
+            work.result.metering.CopyFrom(bill)
+            if work.deadline < now:
+                work.failed(_too_late(sent=True))
 
-    async def _part(self, work: _Work, index: int, shared: asyncio.Task[list[Answer]]) -> bool:
-        """Take an item's part of what is done; False: it is to be asked for alone."""
-        prepared = work.prepared
-        assert prepared is not None
-        try:
-            answer = shared.result()[index]
-            work.result.outputs.extend(answer.outputs)
-            await self.meter(work.result.metering, prepared, answer)
-        except Exception as error:  # noqa: BLE001 - an item fails alone, whatever it is
-            if isinstance(error, ServiceError) and error.code in _BLAME:
-                return False
-            work.failed(error)
-        self._end(work)
-        return True
-
-    def _end(self, work: _Work) -> None:
-        known = work.prepared.known if work.prepared is not None else None
-        self.finish(work.result.metering, known, work.started, work.reason)
+    def _end(self, works: Sequence[_Work]) -> None:
+        """Write and count how items ended."""
+        now = self._clock.monotonic()
+        same: dict[tuple[int, str, float, str], tuple[Known | None, int]] = {}
+        for work in works:
+            if work.ended:
+                continue
+            work.ended = True
+            known = None if work.prepared is None else work.prepared.known
+            started = work.call.started
+            metering = work.result.metering
+            metering.latency_us = max(1, int((now - started) * 1e6))
+            if known is not None and not metering.artifact_digest:
+                metering.artifact_digest = known.artifact.digest
+            key = (id(known), work.reason, started, "")
+            _, count = same.get(key, (None, 0))
+            same[key] = (known, count + 1)
+            work.call.ended()
+        for (_, reason, started, _), (known, count) in same.items():
+            _note(known, reason, now - started, count)
 
     def gate(self, prepared: Prepared, deadline: float) -> Pass:
         """Return the context in which a model may be asked: a turn at its gate."""
@@ -237,30 +288,42 @@ class Items:
             self._gates[name] = gate
         return gate.pass_through(prepared.rank, deadline - self._clock.monotonic())
 
-    async def meter(
-        self, metering: inference_pb2.Metering, prepared: Prepared, answer: Answer
-    ) -> None:
-        """Write what an answer took."""
-        known = prepared.known
-        metering.reported_version = answer.version
-        metering.bytes_out = answer.bytes_out
-        metering.bytes_in = answer.bytes_in
+    async def _usage(self, known: Known) -> None:
         if known.meter.usage is None:
             # The first answer of a model: its statistics are there now, and were not before.
-            await self._fleet.models.refresh()
+            await self._fleet.models.refresh_anew()
+
+    def _bill(
+        self, known: Known, answer: Answer, rows: int, of_rows: int
+    ) -> inference_pb2.Metering:
+        """Return what an item with so many rows of an answer's took."""
+        metering = inference_pb2.Metering(
+            sent=True,
+            reported_version=answer.version,
+            artifact_digest=known.artifact.digest,
+            bytes_out=answer.bytes_out * rows // of_rows,
+            bytes_in=answer.bytes_in * rows // of_rows,
+        )
         usage = known.meter.usage
         if usage is None:
-            return
+            return metering
         metering.queue_us = usage.queue_us
         metering.compute_us = usage.compute_us
         if self._price.usd_per_hour:
-            metering.cost.CopyFrom(
-                decision_pb2.Cost(
-                    currency_code="USD",
-                    nanos=self._price.nanos(usage, prepared.rows),
-                    basis=decision_pb2.COST_BASIS_MEASURED,
-                )
-            )
+            cost = metering.cost
+            cost.currency_code = "USD"
+            cost.nanos = self._price.nanos(usage, rows)
+            cost.basis = decision_pb2.COST_BASIS_MEASURED
+        return metering
+
+    async def meter(
+        self, metering: inference_pb2.Metering, prepared: Prepared, answer: Answer
+    ) -> None:
+        """Write what an answer took that came in chunks."""
+        await self._usage(prepared.known)
+        first_chunk_us = metering.first_chunk_us
+        metering.CopyFrom(self._bill(prepared.known, answer, prepared.rows, prepared.rows))
+        metering.first_chunk_us = first_chunk_us
 
     def finish(
         self,
@@ -269,12 +332,28 @@ class Items:
         started: float,
         reason: str,
     ) -> None:
-        """Write and count how an item ended; the reason of a success is empty."""
+        """Write and count how a stream ended; the reason of a success is empty."""
         seconds = self._clock.monotonic() - started
         metering.latency_us = max(1, int(seconds * 1e6))
-        if known is None:  # a caller's invented names must not become label values
-            metrics.ITEMS.labels("", "", reason).inc()
-            return
-        metering.artifact_digest = known.artifact.digest
-        metrics.ITEMS.labels(known.name, known.version, reason).inc()
-        metrics.SECONDS.labels(known.name).observe(seconds)
+        if known is not None:
+            metering.artifact_digest = known.artifact.digest
+        _note(known, reason, seconds, 1)
+
+
+def _note(known: Known | None, reason: str, seconds: float, items: int) -> None:
+    # A caller's invented names must not become label values.
+    name, version = ("", "") if known is None else (known.name, known.version)
+    metrics.ENDED.note(name, version, reason, seconds, items)
+
+
+def _road(kin: Hashable, works: Sequence[_Work]) -> Road:
+    prepared = works[0].prepared
+    assert prepared is not None
+    spec = prepared.spec
+    return Road(kin, spec.instances * prepared.known.replicas, spec.max_batch_size)
+
+
+def _too_late(*, sent: bool) -> DeadlineExceededError:
+    if sent:
+        return DeadlineExceededError("TRITON_TIMEOUT", "Triton did not answer in time")
+    return DeadlineExceededError("MODEL_QUEUE_TIMEOUT", "the time was up in the model's queue")

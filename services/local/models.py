@@ -12,6 +12,7 @@ from services.chassis.errors import FailedPreconditionError, NotFoundError, Unav
 from services.local.artifacts import Artifact, Artifacts
 from services.local.contracts import Contracts
 from services.local.faults import TritonError
+from services.local.layout import Layouts
 from services.local.replicas import Balancer, Replica
 from services.local.spec import ModelSpec
 from services.local.traffic import Traffic
@@ -43,6 +44,8 @@ class Known:
         artifact: Its artifact.
         divergence: How it differs from what the catalog's tasks expect; empty: it does not.
         meter: What its inferences take.
+        layouts: Layouts of inputs that were found right, by this description of it.
+        replicas: On how many replicas it may be asked.
     """
 
     name: str
@@ -53,6 +56,8 @@ class Known:
     artifact: Artifact = field(default_factory=Artifact)
     divergence: str = ""
     meter: Meter = field(default_factory=Meter)
+    layouts: Layouts = field(default_factory=Layouts)
+    replicas: int = 1
 
     @property
     def serves(self) -> bool:
@@ -147,6 +152,14 @@ class Models:
             )
         return found
 
+    def counters(self) -> list[tuple[str, str, Counters]]:
+        """Return (model, version, Triton's counters) of what Triton has counted."""
+        return [
+            (known.name, known.version, known.meter.counters)
+            for known in list(self._known.values())
+            if known.meter.counters is not None
+        ]
+
     def known(self, name: str, version: str) -> Known | None:
         """Return a version as `all` does, None where nothing is known of it."""
         found = self._known.get((name, version))
@@ -208,7 +221,8 @@ class Models:
         for key, known in merged.items():
             if key in counted:
                 known.meter.update(total(counted[key]))
-            merged[key] = await asyncio.to_thread(self._judge, known)
+            serving = sum(i.known[key].serves for i in found if key in i.known)
+            merged[key] = await asyncio.to_thread(self._judge, replace(known, replicas=serving))
         self._known = merged
         rising = sorted(merged.values(), key=lambda k: (k.serves, _number(k.version)))
         self._newest = {known.name: known for known in rising}
@@ -241,10 +255,20 @@ class Models:
             before = self._known.get(key)
             spec = described.get(key) or (before.spec if before else None)
             meter = before.meter if before else Meter()
+            same = before is not None and before.spec == spec
+            layouts = before.layouts if before is not None and same else Layouts()
             state = entry.state
             if state == READY and key not in admitted:
                 state = WARMING if key in described else "LOADING"
-            known[key] = Known(entry.name, entry.version, state, entry.reason, spec, meter=meter)
+            known[key] = Known(
+                entry.name,
+                entry.version,
+                state,
+                entry.reason,
+                spec,
+                meter=meter,
+                layouts=layouts,
+            )
         replica.loaded, replica.models = frozenset(described), admitted
         return _Inventory(known, counters)
 

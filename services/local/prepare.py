@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
 
 from services.chassis.errors import (
     DataLossError,
@@ -13,6 +12,8 @@ from services.chassis.errors import (
     InvalidArgumentError,
     UnimplementedError,
 )
+from services.local import layout as layouts
+from services.local.layout import Layout
 from services.local.models import Known
 from services.local.spec import ModelSpec
 from services.local.triton import Ask
@@ -31,30 +32,91 @@ _RANKS = {
 _LOWEST = max(_RANKS.values())
 
 
-@dataclass(frozen=True, slots=True)
 class Prepared:
     """An item that may go to Triton.
 
     Attributes:
         known: The model as it was known then.
         spec: Its description.
-        ask: What to ask.
-        rows: Rows of the input.
+        id: The item's id.
+        given: Its tensors.
+        layout: What is known of their layout.
+        raws: Their contents, in the same order.
         rank: 0 is the most urgent.
         deadline: Until when, on the clock's monotonic scale.
+        left_us: The time left when it was prepared, in microseconds.
     """
 
-    known: Known
-    spec: ModelSpec
-    ask: Ask
-    rows: int
-    rank: int
-    deadline: float
+    __slots__ = ("deadline", "given", "id", "known", "layout", "left_us", "rank", "raws", "spec")
+
+    def __init__(
+        self,
+        known: Known,
+        item: inference_pb2.InferItem,
+        given: Sequence[tensor_pb2.Tensor],
+        layout: Layout,
+        raws: Sequence[bytes],
+        times: tuple[float, float],
+    ) -> None:
+        deadline, now = times
+        assert known.spec is not None  # it serves
+        self.known = known
+        self.spec: ModelSpec = known.spec
+        self.id = item.context.id
+        self.given = given
+        self.layout = layout
+        self.raws = raws
+        self.rank = _RANKS.get(item.context.priority, 1)
+        self.deadline = deadline
+        self.left_us = max(1, int((deadline - now) * 1e6))
 
     @property
     def key(self) -> tuple[str, str]:
         """The model's name and version."""
         return self.spec.name, self.spec.version
+
+    @property
+    def rows(self) -> int:
+        """Rows of the input."""
+        return self.layout.rows
+
+    @property
+    def kin(self) -> Hashable:
+        """A key that items have in common which may share a request; None: alone."""
+        spec = self.spec
+        if spec.max_batch_size < 2 or spec.decoupled:
+            return None
+        return spec.name, spec.version, self.rank, self.layout.kin
+
+    def ask(self) -> Ask:
+        """Return the request for this item alone."""
+        return ask([self])
+
+
+def ask(items: Sequence[Prepared]) -> Ask:
+    """Return one request for kin: rows laid end to end, no item's bytes changed."""
+    first = items[0]
+    given = first.given
+    if len(items) > 1:
+        rows = sum([item.layout.rows for item in items])
+        given = [
+            tensor_pb2.Tensor(
+                name=tensor.name,
+                datatype=tensor.datatype,
+                shape=[rows, *tensor.shape[1:]],
+                raw=b"".join([item.raws[index] for item in items]),
+            )
+            for index, tensor in enumerate(first.given)
+        ]
+    spec = first.spec
+    levels = spec.priority_levels
+    return Ask(
+        spec,
+        first.id,
+        given,
+        priority=1 + first.rank * (levels - 1) // _LOWEST if levels else 0,
+        timeout_us=max(item.left_us for item in items) if spec.queue_timeout else 0,
+    )
 
 
 def prepare(
@@ -70,13 +132,39 @@ def prepare(
     """
     if now >= deadline:
         raise DeadlineExceededError("DEADLINE_EXCEEDED", "the item's time is up")
-    given = _input(item.input)
     spec = known.spec
     assert spec is not None  # it serves
-    if spec.decoupled and not streamed:
-        raise UnimplementedError(
-            "MODEL_STREAMS", "the model answers in streams only", metadata=about(spec)
+    given: Sequence[tensor_pb2.Tensor] = item.input.tensors
+    wanted = item.input.digest
+    layout = known.layouts.get(layouts.signature(given)) if wanted else None
+    if layout is None:
+        given = _input(item.input)
+        layout = _examine(spec, given, streamed=streamed)
+        if wanted:
+            known.layouts.keep(layout)
+        raws = [tensor.raw for tensor in given]
+        return Prepared(known, item, given, layout, raws, (deadline, now))
+    raws = [tensor.raw for tensor in given]
+    found = layout.digest(raws)
+    if found is None:
+        found = wanted if digest.fits(item.input) else b""
+    if found != wanted:
+        raise DataLossError(
+            "INPUT_DIGEST_MISMATCH", "the model input is not the one that its digest names"
         )
+    for raw, size in zip(raws, layout.sizes, strict=True):
+        if len(raw) != size:  # or the size does not follow from the shape
+            _examine(spec, given, streamed=streamed)
+            break
+    if spec.decoupled and not streamed:
+        raise _streams(spec)
+    return Prepared(known, item, given, layout, raws, (deadline, now))
+
+
+def _examine(spec: ModelSpec, given: Sequence[tensor_pb2.Tensor], *, streamed: bool) -> Layout:
+    """Look at all of an input; return its layout."""
+    if spec.decoupled and not streamed:
+        raise _streams(spec)
     violations = spec.violations(given)
     if violations:
         raise InvalidArgumentError(
@@ -85,16 +173,13 @@ def prepare(
             metadata=about(spec),
             violations=violations,
         )
-    rank = _RANKS.get(item.context.priority, 1)
-    levels = spec.priority_levels
-    ask = Ask(
-        spec,
-        item.context.id,
-        given,
-        priority=1 + rank * (levels - 1) // _LOWEST if levels else 0,
-        timeout_us=max(1, int((deadline - now) * 1e6)) if spec.queue_timeout else 0,
+    return layouts.make(given, layouts.signature(given), spec.rows(given))
+
+
+def _streams(spec: ModelSpec) -> UnimplementedError:
+    return UnimplementedError(
+        "MODEL_STREAMS", "the model answers in streams only", metadata=about(spec)
     )
-    return Prepared(known, spec, ask, spec.rows(given), rank, deadline)
 
 
 def check_output(spec: ModelSpec, outputs: Sequence[tensor_pb2.Tensor], rows: int | None) -> None:

@@ -37,14 +37,21 @@ class LocalServicer(inference_pb2_grpc.InferenceServicer):
         self, request: inference_pb2.InferRequest, context: Context
     ) -> inference_pb2.InferResponse:
         """Run the items beside each other; each one has its own status."""
-        items = [(item, self._deadline(item)) for item in request.items]
+        now, until = self._until()
+        items = []
+        for item in request.items:
+            own = item.context.time_left_us
+            items.append((item, min(until, now + own / 1e6) if own else until))
         return inference_pb2.InferResponse(results=await self._items.run(items))
 
     async def InferStream(
         self, request: inference_pb2.InferStreamRequest, context: Context
     ) -> AsyncIterator[inference_pb2.InferStreamResponse]:
         """Run one item and pass its output on as it comes."""
-        async for message in self._streams.run(request.item, self._deadline(request.item)):
+        now, until = self._until()
+        own = request.item.context.time_left_us
+        deadline = min(until, now + own / 1e6) if own else until
+        async for message in self._streams.run(request.item, deadline):
             yield message
 
     async def Describe(
@@ -64,11 +71,9 @@ class LocalServicer(inference_pb2_grpc.InferenceServicer):
             raise NotFoundError("MODEL_UNKNOWN", "there is no such model here", metadata=about)
         return inference_pb2.DescribeResponse(models=models)
 
-    def _deadline(self, item: inference_pb2.InferItem) -> float:
-        """Return until when an item may take, on the clock's monotonic scale."""
+    def _until(self) -> tuple[float, float]:
+        """Return now, and until when the call's items may take, on the clock's monotonic scale."""
         now = self._clock.monotonic()
         call = calls.current()
         left = _DEFAULT_S if call is None else call.deadline - now
-        left -= min(_MARGIN_S, _MARGIN_SHARE * left)
-        own = item.context.time_left_us
-        return now + (min(left, own / 1e6) if own else left)
+        return now, now + left - min(_MARGIN_S, _MARGIN_SHARE * left)

@@ -72,6 +72,12 @@ class LocalSettings(ServiceSettings):
         description="inferences that the machine computes at once (cores, or 1 for one GPU); the "
         "price is split among them",
     )
+    machine_watts: float = Field(
+        default=0.0,
+        ge=0,
+        description="power that the machine takes under load; 0: not known. Energy in the metrics "
+        "is an estimate from it",
+    )
     refresh_s: float = Field(
         default=2.0, gt=0, description="seconds between looks at Triton's models and statistics"
     )

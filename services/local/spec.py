@@ -64,6 +64,7 @@ class ModelSpec:
         decoupled: It answers with any number of responses, so only streams can ask it.
         priority_levels: Levels of its queue; 0: it knows no priorities.
         queue_timeout: Its queue drops a request whose time is up, if the request says when.
+        instances: Copies of it that compute at once, on one device.
     """
 
     name: str
@@ -74,6 +75,7 @@ class ModelSpec:
     decoupled: bool = False
     priority_levels: int = 0
     queue_timeout: bool = False
+    instances: int = 1
     by_name: dict[str, TensorSpec] = field(init=False, repr=False, compare=False)
     out_by_name: dict[str, TensorSpec] = field(init=False, repr=False, compare=False)
 

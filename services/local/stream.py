@@ -45,7 +45,7 @@ class Streams:
             bytes_in = 0
             async with self._items.gate(prepared, deadline):
                 metering.sent = True
-                with tracing.call_of_triton(item, prepared.known) as metadata:
+                with tracing.call_of_triton([item], prepared.known) as metadata:
                     async for answer in self._answers(prepared, deadline, metadata):
                         last = answer
                         bytes_in += answer.bytes_in
@@ -72,11 +72,11 @@ class Streams:
     ) -> AsyncIterator[Answer]:
         spec = prepared.spec
         if not spec.decoupled:
-            answer = await self._fleet.infer(prepared.ask, deadline, metadata)
+            answer = await self._fleet.infer(prepared.ask(), deadline, metadata)
             check_output(spec, answer.outputs, prepared.rows)
             yield answer
             return
-        async with self._fleet.stream(prepared.ask, deadline, metadata) as answers:
+        async with self._fleet.stream(prepared.ask(), deadline, metadata) as answers:
             async for answer in answers:
                 check_output(spec, answer.outputs, None)
                 yield answer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from opentelemetry import propagate, trace
@@ -25,33 +25,27 @@ def sampled(item: context_pb2.TraceContext) -> bool:
     return bool(flags) and int(flags, 16) & 1 == 1
 
 
-def call_of_triton(item: inference_pb2.InferItem, known: Known) -> AbstractContextManager[Metadata]:
-    """Return a context that gives the headers for the call of one item.
-
-    Without tracing in this process the item's own headers are passed on.
-    """
-    if telemetry.tracing():
-        return _Span(item.context.trace, known, {names.DECISION_ID: item.decision_id}, ())
-    return nullcontext(_headers(item.context.trace))
-
-
-def shared_call(
-    items: list[inference_pb2.InferItem], known: Known
+def call_of_triton(
+    items: Sequence[inference_pb2.InferItem], known: Known
 ) -> AbstractContextManager[Metadata]:
-    """Return the same for a call that serves several items: one span with a link to each."""
-    if not telemetry.tracing():
-        return nullcontext(())
-    links = [
-        Link(span.get_span_context())
-        for span in (
-            trace.get_current_span(telemetry.extract(item.context.trace))
-            for item in items
-            if item.context.trace.traceparent
-        )
-        if span.get_span_context().is_valid
-    ]
-    attributes = {names.BATCH_SIZE: len(items)}
-    return _Span(context_pb2.TraceContext(), known, attributes, links)
+    """Return a context that gives the headers for a call that serves these items.
+
+    The call belongs to the trace of the first item, with links to those of the others. Where that
+    trace is not recorded, or nothing is in this process, its own headers are passed on.
+    """
+    leader = items[0]
+    if not telemetry.tracing() or not sampled(leader.context.trace):
+        return nullcontext(_headers(leader.context.trace))
+    links = []
+    for item in items[1:]:
+        if item.context.trace.traceparent:
+            other = trace.get_current_span(telemetry.extract(item.context.trace))
+            if other.get_span_context().is_valid:
+                links.append(Link(other.get_span_context()))
+    attributes: dict[str, str | int] = {names.DECISION_ID: leader.decision_id}
+    if len(items) > 1:
+        attributes[names.BATCH_SIZE] = len(items)
+    return _Span(leader.context.trace, known, attributes, links)
 
 
 def _headers(item: context_pb2.TraceContext) -> Metadata:
@@ -71,7 +65,7 @@ class _Span:
         own: context_pb2.TraceContext,
         known: Known,
         attributes: Mapping[str, str | int],
-        links: list[Link] | tuple[Link, ...],
+        links: list[Link],
     ) -> None:
         here = trace.get_current_span().get_span_context()
         parent = telemetry.extract(own) if own.traceparent else None

@@ -309,6 +309,7 @@ def _spec(name: str, version: str, meta: Any, config: model_config_pb2.ModelConf
         decoupled=config.model_transaction_policy.decoupled,
         priority_levels=batching.priority_levels,
         queue_timeout=any(policy.allow_timeout_override for policy in policies),
+        instances=max(1, sum(g.count * max(1, len(g.gpus)) for g in config.instance_group)),
     )
 
 

@@ -62,6 +62,11 @@ class Meter:
         self._last: Counters | None = None
         self.usage: Usage | None = None
 
+    @property
+    def counters(self) -> Counters | None:
+        """The latest counters."""
+        return self._last
+
     def update(self, now: Counters) -> None:
         """Take the counters of this moment. Counters that went back start anew (a reload)."""
         before = self._last
@@ -79,10 +84,26 @@ class Meter:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """The machine's price, in USD an hour, and how many inferences it computes at once."""
+    """The machine's price in USD an hour, how many inferences it computes at once, its power.
+
+    `watts` is what it takes under load, all slots together; 0: not known.
+    """
 
     usd_per_hour: float
     slots: int
+    watts: float = 0.0
+
+    def usd(self, busy_s: float) -> float:
+        """Return the price of so many seconds of one slot, in USD."""
+        return self.usd_per_hour / 3600 / self.slots * busy_s
+
+    def joules(self, busy_s: float) -> float:
+        """Return the energy of so many seconds of one slot: an estimate, from a stated power."""
+        return self.watts / self.slots * busy_s
+
+    def energy(self, usage: Usage, rows: int) -> float:
+        """Return the energy of a request in joules: an estimate, as `joules` is."""
+        return self.joules(usage.busy_ns_per_row * rows / 1e9)
 
     def nanos(self, usage: Usage, rows: int) -> int:
         """Return the cost of a request in billionths of a USD, at least 1 where there is a price.

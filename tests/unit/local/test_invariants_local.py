@@ -52,7 +52,7 @@ class Fleet:
         """Find it at once."""
         return self.known
 
-    async def refresh(self) -> None:
+    async def refresh_anew(self) -> None:
         """Know nothing new."""
 
     async def infer(self, ask: Ask, _: float, metadata: Metadata) -> Answer:
