@@ -15,7 +15,7 @@ from yarl import URL
 
 from services.chassis.clock import Clock
 from services.chassis.errors import ServiceError
-from services.remote import failures
+from services.remote import failures, tracing
 from services.remote.catalog import Model, Provider
 from services.remote.credentials import Credentials
 from services.remote.prices import day_of, guess_tokens, price_on
@@ -52,6 +52,7 @@ class HttpVendor:
     ) -> None:
         self._provider = provider
         self._dialect = dialect
+        self._gen_ai: tracing.GenAi | None = getattr(dialect, "gen_ai", None)
         self._clock = clock
         self._max_answer = max_answer_bytes
         self._base = provider.base_url.rstrip("/")
@@ -155,6 +156,8 @@ class HttpVendor:
         self._pace.check(ask.model)
         url = self._url(body.path)
         headers = {**ask.headers, **await self._credentials.headers(ask.model, body, url)}
+        tracing.asking(body, url)
+        tracing.asking_model(self._gen_ai, ask.model.on_wire, self.longest_answer(ask.model))
         _METERING.set(metering)
         try:
             async with self._session.request(
@@ -165,6 +168,7 @@ class HttpVendor:
                 timeout=self._timeout(ask.time_left_s),
                 allow_redirects=False,
             ) as response:
+                tracing.answered(response.status)
                 self._pace.heard(ask.model, response.status, response.headers)
                 if response.status == 200:
                     yield response
@@ -265,6 +269,7 @@ class HttpVendor:
         parsed: Parsed,
         bytes_out: int,
     ) -> None:
+        tracing.model_answered(self._gen_ai, parsed)
         metering.reported_version = parsed.version[:128]
         if parsed.usage is not None:
             metering.input_tokens = parsed.usage.input_tokens

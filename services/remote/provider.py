@@ -83,7 +83,11 @@ class Decoder(Protocol):
 
 
 class Dialect(Protocol):
-    """One vendor's HTTP protocol, as pure functions over one provider file."""
+    """One vendor's HTTP protocol, as pure functions over one provider file.
+
+    It may have `auth` (another header than `Authorization` for the token), `sign` (writes the
+    headers itself, from the whole request) and `gen_ai` (what traces say of a language model).
+    """
 
     @property
     def probe_path(self) -> str:

@@ -8,8 +8,6 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
-from opentelemetry import trace
-
 from services.chassis import call as calls
 from services.chassis.errors import InternalError, ServiceError, to_status
 from services.remote import meters, tracing
@@ -152,12 +150,12 @@ class RemoteInference(inference_pb2_grpc.InferenceServicer):
                 reason = "OK"
             except ServiceError as error:
                 reason = error.reason
-                span.set_status(trace.StatusCode.ERROR, reason)
+                tracing.failed(span, reason)
                 raise
             except Exception:
                 reason = "INTERNAL"
                 log.exception("unexpected error")
-                span.set_status(trace.StatusCode.ERROR, reason)
+                tracing.failed(span, reason)
                 raise InternalError(reason, "the remote path failed; its log says how") from None
             finally:
                 metering.latency_us = _us_since(start)

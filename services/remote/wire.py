@@ -24,6 +24,7 @@ class Body:
             digest, so any change of the bytes is a new version.
         path: Appended to the provider's base URL, percent-encoded.
         method: HTTP method.
+        route: What a trace may show instead of the path, where that holds values of the input.
     """
 
     content: bytes
@@ -31,6 +32,7 @@ class Body:
     renderer: str
     path: str = ""
     method: str = "POST"
+    route: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from services.remote.prompts import (
 )
 from services.remote.prompts import check as check_prompt
 from services.remote.provider import Ask, Tensors
+from services.remote.tracing import GenAi
 from services.remote.wire import (
     JSON_TYPE,
     AnswerError,
@@ -77,6 +78,7 @@ class Dialect:
     """See `provider.Dialect`."""
 
     probe_path = "/models"
+    gen_ai = GenAi("chat", "anthropic")
     auth = Auth(header="x-api-key", scheme="")
 
     def __init__(self, provider: Provider) -> None:

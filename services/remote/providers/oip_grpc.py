@@ -19,7 +19,7 @@ from tritonclient.grpc import service_pb2
 
 from services.chassis.clock import Clock
 from services.chassis.errors import ServiceError
-from services.remote import failures
+from services.remote import failures, tracing
 from services.remote.catalog import Model, Options, Provider
 from services.remote.http_vendor import usable_s
 from services.remote.prices import day_of, price_on
@@ -86,6 +86,7 @@ class OipGrpc:
         url = urlsplit(provider.base_url)
         secure = url.scheme == "https"
         target = f"{url.hostname}:{url.port or (443 if secure else 80)}"
+        self._target = target
         options = [
             ("grpc.max_receive_message_length", max_answer_bytes),
             ("grpc.max_send_message_length", -1),
@@ -119,6 +120,7 @@ class OipGrpc:
         deadline = self._clock.monotonic() + min(
             usable_s(ask.time_left_s), self._provider.timeout_s
         )
+        tracing.asking_grpc(_SERVICE + "ModelInfer", self._target)
         await self._connected(deadline)
         metering.sent = True
         metering.bytes_out = len(content)
@@ -129,7 +131,9 @@ class OipGrpc:
                 content, metadata=metadata, timeout=max(0.001, deadline - self._clock.monotonic())
             )
         except grpc.aio.AioRpcError as error:
+            tracing.answered_grpc(error.code().value[0])
             raise self._of(error) from None
+        tracing.answered_grpc(0)
         metering.bytes_in = len(reply)
         self._bill(ask.model, metering)
         try:

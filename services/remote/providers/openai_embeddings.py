@@ -13,6 +13,7 @@ from services.remote.catalog import Model, Options, Provider
 from services.remote.oip_body import json_data
 from services.remote.provider import Ask, no_stream
 from services.remote.providers.openai_chat import special, usage_of
+from services.remote.tracing import GenAi
 from services.remote.wire import JSON_TYPE, AnswerError, Body, Parsed, Reply, dig, dump, json_answer
 from services.remote.yaml_lines import Mistake
 from twinpath.inference import tensors
@@ -47,6 +48,7 @@ class Dialect:
     """See `provider.Dialect`."""
 
     probe_path = "/models"
+    gen_ai = GenAi("embeddings", "openai")
 
     def __init__(self, provider: Provider) -> None:
         del provider

@@ -18,6 +18,7 @@ from services.remote.prompts import (
 from services.remote.prompts import check as check_prompt
 from services.remote.provider import Ask, Tensors
 from services.remote.providers.openai_chat import outputs, special
+from services.remote.tracing import GenAi
 from services.remote.wire import (
     JSON_TYPE,
     AnswerError,
@@ -62,6 +63,7 @@ class Dialect:
     """See `provider.Dialect`."""
 
     probe_path = "/models"
+    gen_ai = GenAi("chat", "openai")
 
     def __init__(self, provider: Provider) -> None:
         del provider

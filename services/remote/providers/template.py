@@ -131,7 +131,8 @@ class Dialect:
         path = _PLACE.sub(lambda m: quote(_text(_value(m, values)), safe=""), options.path)
         content = dump(_filled(options.body, values))
         headers = {"Content-Type": JSON_TYPE}
-        return Body(content, headers, self._renderer(ask.model, options), path, options.method)
+        renderer = self._renderer(ask.model, options)
+        return Body(content, headers, renderer, path, options.method, options.path)
 
     def answer(self, ask: Ask, reply: Reply) -> Parsed:
         """Look the outputs up."""
