@@ -1,0 +1,479 @@
+"""Marked restricted values down every road to a vendor: it sees none; with the policy off, all.
+
+Real processes: router, remote, audit, state store, stand-in vendor. The local path is a fake, so
+that it can be slow or fail when a road needs it. Every request carries three marked values: one in
+its free text, one as its entity's key (and in the text again), one in a field that no input lists.
+What the vendor received is searched for the mark, bodies and headers, byte by byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc.aio
+import pytest
+
+from services.chassis.errors import UnavailableError, from_rpc_error, from_status
+from services.chassis.settings import ServiceSettings
+from services.cli.embedded.process import ManagedProcess, ProcessSpec
+from services.cli.embedded.valkey import Valkey
+from services.cli.launcher import ports
+from services.cli.launcher.environment import Wiring, environments
+from services.cli.launcher.keys import Keys, make_keys
+from services.cli.launcher.layout import Layout
+from services.cli.launcher.readiness import answering, serving
+from tests.fakes import FakeInference, FakeModel, build_inference
+from tests.support import ROOT, client, start_service
+from twinpath.common.v1 import context_pb2, decision_pb2, value_pb2
+from twinpath.inference import tensors
+from twinpath.inference.v1 import tensor_pb2
+from twinpath.router.v1 import router_pb2, router_pb2_grpc
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+MARK = b"CANARY"
+PER_ROAD = 40
+RESTRICTED, INTERNAL = context_pb2.DATA_CLASS_RESTRICTED, context_pb2.DATA_CLASS_INTERNAL
+LOCAL, REMOTE = context_pb2.PATH_LOCAL, context_pb2.PATH_REMOTE
+Kind = decision_pb2.AttemptKind
+
+TASK = """
+name: {name}
+version: "1"
+summary: A text with marked values.
+data_class: internal
+entity: {{type: note, keys: {{note_id: string}}}}
+fields: {{note: {{type: string}}, unlisted: {{type: string, default: ""}}}}
+inputs:
+  - {{name: text_input, datatype: BYTES, shape: [1], from: ["text:{template}"]}}
+outputs:
+  - {{name: text_output, datatype: BYTES, shape: [-1]}}
+candidates:
+  - {{id: here, path: local, model: note, version: "1"}}
+  - {{id: there, path: remote, model: note_chat, version: standin-chat-2026-01-01,
+     provider: vendor, region: eu, cost_nanos_usd: 900000}}
+resilience: {{retries: 2, hedge: true}}
+filters: {filters}
+{more}
+"""
+FILTERS = "{patterns: {case: 'CANARY-[0-9]{6}'}, redact: [case], entity_keys: [note_id]}"
+PROVIDER = """
+name: vendor
+protocol: openai-chat
+base_url: ${{TWINPATH_STANDIN_URL}}/v1
+token: {{file: "${{TWINPATH_STANDIN_TOKEN_FILE}}"}}
+region: eu
+max_data_class: {max_data_class}
+models:
+  - name: note_chat
+    version: standin-chat-2026-01-01
+    wire_name: standin-chat
+    inputs: [{{name: text_input, datatype: BYTES, shape: [1]}}]
+    outputs: [{{name: text_output, datatype: BYTES, shape: [-1]}}]
+"""
+NO_POLICY = """
+rules:
+  - {id: all_may, message: Everything may go everywhere., require: "true"}
+"""
+
+
+def write_catalog(folder: Path, *, policy: bool) -> None:
+    """The committed access table and policies, two tasks, one vendor; or all of it switched off."""
+    committed = ROOT / "deploy" / "catalog"
+    for name in ("tasks", "providers"):
+        (folder / name).mkdir(parents=True)
+    shutil.copy(committed / "access.yaml", folder)
+    shutil.copytree(committed / "policies", folder / "policies")
+    if not policy:
+        (folder / "policies" / "base.yaml").write_text(NO_POLICY)
+    template = "About {note_id}: {note}" if policy else "{note} {unlisted}"
+    for name, more in (
+        ("whole", "cache: {ttl_s: 60, restricted: true}"),
+        ("chunks", "streaming: true"),
+    ):
+        text = TASK.format(
+            name=name, template=template, filters=FILTERS if policy else "{}", more=more
+        )
+        (folder / "tasks" / f"{name}.yaml").write_text(text)
+    most = "internal" if policy else "confidential"  # no provider file can say restricted
+    (folder / "providers" / "vendor.yaml").write_text(PROVIDER.format(max_data_class=most))
+
+
+def say_it_again(given: Sequence[tensor_pb2.Tensor]) -> list[tensor_pb2.Tensor]:
+    """The local model: the text that it got."""
+    (text,) = given
+    return [tensor_pb2.Tensor(name="text_output", datatype=text.datatype, shape=[1], raw=text.raw)]
+
+
+@dataclass
+class World:
+    """What the roads need, and what they found out.
+
+    Attributes:
+        router: A caller's stub.
+        auditor: An auditor's stub.
+        local: The local path.
+        admin: The stand-in vendor's admin endpoint.
+        data_class: Of the requests.
+        kinds: How the attempts came about, counted over all roads.
+        reasons: Why requests failed, counted.
+        answers: What callers got, by number.
+        cached: How many answers came from the cache.
+    """
+
+    router: router_pb2_grpc.RouterStub
+    auditor: router_pb2_grpc.RouterStub
+    local: FakeInference
+    admin: str
+    data_class: int = INTERNAL
+    kinds: Counter[int] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    answers: dict[int, str] = field(default_factory=dict)
+    cached: int = 0
+    next_number: int = 0
+
+    def requests(self, count: int, task: str = "whole", **more: Any) -> list[tuple[int, Any]]:
+        """So many requests, each with three marked values of its own, and their numbers."""
+        first = self.next_number
+        self.next_number += count
+        return [
+            (n, marked(n, task, data_class=self.data_class, **more))
+            for n in range(first, first + count)
+        ]
+
+    def note(self, number: int, reply: router_pb2.InferResponse) -> str:
+        """Take an answer in; return its decision's id."""
+        self.kinds.update(attempt.kind for attempt in reply.attempts)
+        self.cached += reply.cached
+        (text,) = [e for t in reply.outputs for e in tensors.decode_bytes(t.raw)]
+        self.answers[number] = text.decode()
+        return reply.decision_id
+
+    async def infer(self, asked: Iterable[tuple[int, Any]], at_once: int = 8) -> list[str]:
+        """Ask; return the ids of the decisions that were made."""
+        gate = asyncio.Semaphore(at_once)
+
+        async def one(number: int, request: router_pb2.InferRequest) -> str:
+            async with gate:
+                try:
+                    return self.note(number, await self.router.Infer(request, timeout=10))
+                except grpc.aio.AioRpcError as error:
+                    self.reasons[from_rpc_error(error).reason] += 1
+                    return ""
+
+        made = await asyncio.gather(*(one(*pair) for pair in asked))
+        return [decision for decision in made if decision]
+
+    async def well(self) -> None:
+        """Wait until breakers that a road has opened are closed again; these texts hold no mark."""
+        for path in (LOCAL, REMOTE):
+            good = 0
+            while good < 5:
+                request = marked(0, "whole", only_path=path)
+                request.entity["note_id"].string_value = f"plain-{time.monotonic()}"
+                for name in request.fields:
+                    request.fields[name].string_value = "Nothing to find."
+                try:
+                    await self.router.Infer(request, timeout=5)
+                except grpc.aio.AioRpcError:
+                    good = 0
+                    await asyncio.sleep(0.2)
+                else:
+                    good += 1
+
+    async def faults(self, *rules: dict[str, Any]) -> None:
+        """Put faults in force at the vendor; none: no more."""
+        async with aiohttp.ClientSession(trust_env=False) as http:
+            reply = await http.put(f"{self.admin}/admin/faults", json=list(rules))
+            assert reply.status == 204, await reply.text()
+
+    async def received(self) -> list[bytes]:
+        """Everything that the vendor got, a request each: method, path, headers and body."""
+        async with (
+            aiohttp.ClientSession(trust_env=False) as http,
+            http.get(f"{self.admin}/admin/log?limit=1000000") as reply,
+        ):
+            entries = (await reply.json())["entries"]
+        return [
+            json.dumps([e["method"], e["path"], e["headers"]]).encode()
+            + base64.b64decode(e["body_base64"])
+            for e in entries
+        ]
+
+    async def forget(self) -> None:
+        """Empty the vendor's log."""
+        async with aiohttp.ClientSession(trust_env=False) as http:
+            await http.delete(f"{self.admin}/admin/log")
+
+
+def marked(number: int, task: str, **more: Any) -> router_pb2.InferRequest:
+    """A request with three marked values."""
+    key = f"CANARYKEY-{number:06}"
+    note = f"What of {key}? The value is CANARY-{number:06}, says the note."
+    texts = {"note": note, "unlisted": f"CANARYFIELD-{number:06}"}
+    return router_pb2.InferRequest(
+        task=task,
+        entity={"note_id": value_pb2.Value(string_value=key)},
+        fields={name: value_pb2.Value(string_value=text) for name, text in texts.items()},
+        **more,
+    )
+
+
+# ---- the roads ---------------------------------------------------------------------------------
+
+
+async def straight(world: World) -> None:
+    """To the vendor, by the caller's wish."""
+    await world.infer(world.requests(PER_ROAD, only_path=REMOTE))
+
+
+async def fallback(world: World) -> None:
+    """The local model fails."""
+    world.local.faults["note"] = UnavailableError("AWAY", "away")
+    await world.infer(world.requests(PER_ROAD))
+
+
+async def hedge(world: World) -> None:
+    """The local model answers quickly, and then no more."""
+    await world.infer(world.requests(PER_ROAD), at_once=4)
+    world.local.faults["note"] = 0.4
+    await world.infer(world.requests(PER_ROAD), at_once=16)
+
+
+async def retry(world: World) -> None:
+    """The vendor fails now and then, and is asked again."""
+    for _ in range(4):
+        await world.faults({"fault": "error;status=500", "count": 1})
+        await world.infer(world.requests(PER_ROAD // 4, only_path=REMOTE), at_once=2)
+
+
+async def batch(world: World) -> None:
+    """Many in one call."""
+    asked = world.requests(PER_ROAD, only_path=REMOTE)
+    items = [router_pb2.BatchItem(id=str(number), request=one) for number, one in asked]
+    reply = await world.router.BatchInfer(router_pb2.BatchInferRequest(items=items), timeout=60)
+    for result in reply.results:
+        error = from_status(result.status)
+        if error is None:
+            world.note(int(result.id), result.response)
+        else:
+            world.reasons[error.reason] += 1
+
+
+async def stream(world: World) -> None:
+    """In chunks; and after a local stream that failed."""
+    for only_path in (REMOTE, context_pb2.PATH_UNSPECIFIED):
+        world.local.faults["note"] = UnavailableError("AWAY", "away")
+        for number, request in world.requests(PER_ROAD // 2, "chunks", only_path=only_path):
+            chunks = []
+            try:
+                async for message in world.router.InferStream(
+                    router_pb2.InferStreamRequest(request=request), timeout=10
+                ):
+                    if message.HasField("final"):
+                        world.note(number, message.final)
+                    else:
+                        chunks += [tensors.decode_bytes(t.raw) for t in message.chunk.outputs]
+            except grpc.aio.AioRpcError as error:
+                world.reasons[from_rpc_error(error).reason] += 1
+            else:
+                given = b"".join(part for parts in chunks for part in parts)
+                assert given.decode() == world.answers[number]
+
+
+async def cache(world: World) -> None:
+    """The same questions twice, and once more under the same keys: the log's answer."""
+    asked = world.requests(PER_ROAD, only_path=REMOTE)
+    await world.infer(asked)
+    await world.infer(asked)
+    for number, request in asked:
+        request.idempotency_key = f"key-{number}"
+    await world.infer(asked)
+    await world.infer(asked)
+
+
+async def replay(world: World) -> None:
+    """Decided here, and asked again there; and decided there, and asked again."""
+    decisions = await world.infer(world.requests(PER_ROAD, only_path=LOCAL))
+    decisions += await world.infer(world.requests(PER_ROAD, only_path=REMOTE))
+    for decision in decisions:
+        asked = router_pb2.ReplayRequest(decision_id=decision, path=router_pb2.REPLAY_PATH_REMOTE)
+        try:
+            found = await world.auditor.Replay(asked, timeout=10)
+        except grpc.aio.AioRpcError as error:
+            world.reasons[from_rpc_error(error).reason] += 1
+        else:
+            world.kinds.update(attempt.kind for attempt in found.attempts)
+
+
+Road = Callable[[World], Awaitable[None]]
+ROADS: tuple[Road, ...] = (straight, fallback, hedge, retry, batch, stream, cache, replay)
+
+
+async def walk(world: World, data_class: int) -> dict[str, list[bytes]]:
+    """Go every road with data of a class; return what the vendor received on each."""
+    world.data_class = data_class
+    received = {}
+    for road in ROADS:
+        await world.well()
+        await world.forget()
+        await road(world)
+        world.local.faults.clear()
+        await world.faults()
+        received[road.__name__] = await world.received()
+    return received
+
+
+# ---- the mesh ----------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def mesh(home: Path, *, policy: bool) -> AsyncIterator[World]:
+    """Router, remote, audit, state store and stand-in as processes, and a fake local path."""
+    write_catalog(home / "catalog", policy=policy)
+    layout = Layout(home=home, runtime=home, catalog=home / "catalog")
+    keys, port = make_keys(layout.keys), ports.choose(fixed=False)
+    host = "127.0.0.1"
+    wiring = Wiring(
+        services={n: f"{host}:{port[n]}" for n in ("router", "features", "local", "remote", "audit")},
+        metrics={n: f"{host}:{port[f'{n}-metrics']}" for n in ("router", "features", "local", "remote", "audit")},
+        state_url=f"redis://{host}:{port['state']}/0",
+        features_url="",
+        feast_address="",
+        triton_url="",
+        standin_url=f"http://{host}:{port['standin']}",
+        standin_port=port["standin"],
+        standin_admin_port=port["standin-admin"],
+        extra={
+            "services": {"TWINPATH_DRAIN_S": "0.2", "TWINPATH_PING_INTERVAL_S": "0.2"},
+            "router": {"TWINPATH_ROUTER_CACHE_KEY": str(cache_key(home))},
+            "standin": {"TWINPATH_STANDIN_LOG_ENTRIES": "100000"},
+        },
+    )  # fmt: skip
+    admin = f"http://{host}:{port['standin-admin']}"
+    variables = environments(layout, keys, wiring)
+    del variables["standin"]["TWINPATH_STANDIN_MODELS"]  # it talks, and runs no model
+    processes: list[ManagedProcess] = [Valkey("state", layout.state, port["state"])]
+    ready = {name: serving(wiring.services[name]) for name in ("audit", "remote", "router")}
+    ready["standin"] = answering(f"{admin}/admin/health")
+    for name in ("standin", "audit", "remote", "router"):
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("TWINPATH_", "OTEL_"))}
+        processes.append(
+            ManagedProcess(
+                ProcessSpec(
+                    name=name,
+                    argv=(sys.executable, "-m", f"services.{name}"),
+                    log_path=layout.log(name),
+                    env={**kept, **variables[name]},
+                    cwd=ROOT,
+                    ready=ready[name],
+                    ready_timeout_s=90,
+                )
+            )
+        )
+    async with contextlib.AsyncExitStack() as stack:
+        local = await stack.enter_async_context(fake_local(wiring, keys))
+        await stack.enter_async_context(nothing_at(wiring.services["features"]))
+        for process in processes:
+            stack.push_async_callback(process.stop)
+            await process.start()
+        stubs = [
+            router_pb2_grpc.RouterStub(
+                await stack.enter_async_context(
+                    client(wiring.services["router"], keys.tokens[role].read_text().strip())
+                )
+            )
+            for role in ("caller", "auditor")
+        ]
+        yield World(*stubs, local=local, admin=admin)
+
+
+def cache_key(home: Path) -> Path:
+    """A key for the response cache."""
+    path = home / "cache.key"
+    path.write_bytes(os.urandom(32))
+    return path
+
+
+@contextlib.asynccontextmanager
+async def fake_local(wiring: Wiring, keys: Keys) -> AsyncIterator[FakeInference]:
+    """The local path: one model that repeats its text."""
+    text = [("text_input", tensors.BYTES, (1,))]
+    model = FakeModel("note", text, [("text_output", tensors.BYTES, (1,))], compute=say_it_again)
+    fake = FakeInference(models=[model])
+    settings = ServiceSettings(
+        listen=wiring.services["local"],
+        trusted_keys=keys.identity_public,
+        access_file=ROOT / "deploy" / "catalog" / "access.yaml",
+        drain_s=0.2,
+    )
+    async with start_service(settings, build_inference(fake)):
+        yield fake
+
+
+@contextlib.asynccontextmanager
+async def nothing_at(address: str) -> AsyncIterator[None]:
+    """A server without services: these tasks read no features, and the router only looks for it."""
+    server = grpc.aio.server()
+    server.add_insecure_port(address)
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop(0)
+
+
+# ---- what must hold ----------------------------------------------------------------------------
+
+
+async def test_no_marked_value_reaches_the_vendor_by_any_road(tmp_path: Path) -> None:
+    """Redacted, pseudonymized or refused: more than a thousand values, and not one byte of a mark.
+
+    Internal data does reach the vendor, without its marks, and callers get their values back;
+    restricted data does not reach it at all.
+    """
+    async with mesh(tmp_path, policy=True) as world:
+        received = await walk(world, INTERNAL)
+        roads = set(world.kinds)
+        answers = dict(world.answers)
+        restricted = await walk(world, RESTRICTED)
+    assert 3 * world.next_number >= 1_000
+    for road, bodies in received.items():
+        assert bodies, (road, world.reasons)  # it was taken
+        assert sum(body.count(MARK) for body in bodies) == 0, road
+    assert {Kind.ATTEMPT_KIND_PRIMARY, Kind.ATTEMPT_KIND_RETRY, Kind.ATTEMPT_KIND_FALLBACK,
+            Kind.ATTEMPT_KIND_HEDGE, Kind.ATTEMPT_KIND_CACHE} <= roads  # fmt: skip
+    assert world.cached > 0
+    for number, answer in answers.items():
+        assert f"CANARY-{number:06}" in answer
+        assert answer.count(f"CANARYKEY-{number:06}") == 2
+    assert {name: len(bodies) for name, bodies in restricted.items()} == dict.fromkeys(received, 0)
+    refused = world.reasons["POLICY_REFUSED"] + world.reasons["NO_CANDIDATE_ON_PATH"]
+    assert refused > len(ROADS) * PER_ROAD // 2
+
+
+async def test_with_the_policy_off_the_vendor_sees_them(tmp_path: Path) -> None:
+    """The control: on every road, and of each kind, the same search finds what is there.
+
+    As confidential data: without a policy in the router, the remote service alone would still stop
+    what is called restricted (tests/contract/test_providers_canary.py).
+    """
+    async with mesh(tmp_path, policy=False) as world:
+        received = await walk(world, context_pb2.DATA_CLASS_CONFIDENTIAL)
+    for road, bodies in received.items():
+        for mark in (b"CANARY-", b"CANARYKEY-", b"CANARYFIELD-"):
+            assert sum(body.count(mark) for body in bodies) > 0, road
+    assert sum(body.count(MARK) for bodies in received.values() for body in bodies) >= 1_000
