@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,12 +30,16 @@ def quantize(
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Write it even if it does not pay.")
     ] = False,
+    enlist: Annotated[
+        bool, typer.Option("--register/--no-register", help="Make it a candidate of its tasks.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Quantize a model to INT8, and say whether that pays.
 
     Size, latency, agreement and the task's metrics stand beside the original's. What pays is
-    written as MODEL_int8, signed, with its lineage in its card. Exits with 1 when it does not pay.
+    written as MODEL_int8, signed, with its lineage in its card, and becomes a candidate of its
+    parent's tasks, right after it. Exits with 1 when it does not pay.
     """
     from services.cli.launcher.layout import ROOT, laptop  # noqa: PLC0415 - not for `--help`
 
@@ -57,12 +62,27 @@ def quantize(
         console.show_problem("not quantized", last[0])
         raise SystemExit(done.returncode or _REFUSED)
     report = json.loads(done.stdout)
+    report["candidate_of"] = _enlist(layout.catalog, report) if enlist else []
     if as_json:
-        console.out.print_json(done.stdout)
+        console.out.print_json(json.dumps(report))
     else:
         console.out.print(table(report))
         console.out.print(conclusion(report))
     raise SystemExit(done.returncode)
+
+
+def _enlist(catalog: Path, report: dict[str, Any]) -> list[str]:
+    """Make what was written a candidate; returns of which tasks."""
+    from services.cli.models_register import RegisterError, register  # noqa: PLC0415
+
+    if not report["written"]:
+        return []
+    note = f"INT8 ({report['best']}) of {report['model']} version {report['version']}"
+    try:
+        return register(catalog, report["model"], f"{report['model']}_int8", note)
+    except RegisterError as error:
+        console.show_problem("written, but not a candidate", str(error))
+        raise SystemExit(_REFUSED) from None
 
 
 def table(report: dict[str, Any]) -> Table:
@@ -98,8 +118,11 @@ def conclusion(report: dict[str, Any]) -> str:
     )
     if not report["written"]:
         return f"{verdict} Nothing was written."
-    return (
-        f"{verdict} Written to {report['written']}.\nLoad it: twinpath models load {name} "
-        f"{report['version']}; then name it as a candidate of its task:\n"
-        f'  - {{id: {name}, path: local, model: {name}, version: "{report["version"]}"}}'
-    )
+    told = f"{verdict} Written to {report['written']}."
+    if report.get("candidate_of"):
+        tasks = ", ".join(report["candidate_of"])
+        return (
+            f"{told}\n{name} is a candidate of {tasks} now; a running mesh loads it within seconds "
+            f"(twinpath models states {name})."
+        )
+    return f"{told}\nLoad it: twinpath models load {name} {report['version']}"

@@ -52,7 +52,7 @@ async def build(settings: LocalSettings, stack: AsyncExitStack) -> Service:
             settings.refresh_s,
             settings.unload_grace_s,
         )
-        installer = Installer(settings.models, artifacts, models, clock, times)
+        installer = Installer(settings.models, artifacts, contracts, models, clock, times)
         wishes = Wishes(settings.control_file)
         control = Control(balancer, models, installer, contracts, wishes, clock, times)
     fleet = Fleet(

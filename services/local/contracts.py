@@ -71,6 +71,7 @@ class Contracts:
         self._folder = None if catalog is None else catalog / "tasks"
         self._state: object = None
         self._known: Mapping[Key, list[Contract]] = {}
+        self._budgets: Mapping[str, float] = {}
 
     def read(self) -> None:
         """Read the files again if one has changed."""
@@ -82,16 +83,19 @@ class Contracts:
             return
         self._state = state
         known: dict[Key, list[Contract]] = {}
+        budgets: dict[str, float] = {}
         for path in files:
             try:
                 document = YAML(typ="safe", pure=True).load(path)
                 contract, keys = _contract(document)
+                for name, budget in _budgets(document):
+                    budgets[name] = min(budget, budgets.get(name, budget))
             except (OSError, YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
                 log.warning("task can't be read", extra={"file": path.name, "why": str(error)})
                 continue
             for key in keys:
                 known.setdefault(key, []).append(contract)
-        self._known = known
+        self._known, self._budgets = known, budgets
 
     def exact(self) -> list[Key]:
         """Return the models and exact versions that tasks name, by name, then version."""
@@ -100,6 +104,10 @@ class Contracts:
     def live(self) -> list[str]:
         """Return the models of which tasks want the version that serves."""
         return sorted(name for name, version in self._known if version == LIVE)
+
+    def budget_ms(self, name: str) -> float:
+        """Return the tightest latency budget that a task sets for a model; 0: none does."""
+        return self._budgets.get(name, 0.0)
 
     def pins(self, name: str) -> list[Key]:
         """Return (task, version) for each task that names an exact version of a model."""
@@ -133,6 +141,14 @@ def _contract(document: Any) -> tuple[Contract, list[Key]]:
         str(document["name"]), _tensors(document["inputs"]), _tensors(document["outputs"])
     )
     return contract, keys
+
+
+def _budgets(document: Any) -> list[tuple[str, float]]:
+    return [
+        (str(candidate["model"]), float(candidate["budget_ms"]))
+        for candidate in document["candidates"]
+        if candidate["path"] == "local" and candidate.get("budget_ms")
+    ]
 
 
 def _tensors(entries: Any) -> tuple[TensorSpec, ...]:

@@ -11,6 +11,7 @@ from services.chassis.clock import Clock
 from services.chassis.errors import FailedPreconditionError, NotFoundError, ServiceError
 from services.local import warmup
 from services.local.artifacts import Artifacts
+from services.local.contracts import Contracts
 from services.local.faults import TritonError
 from services.local.models import Models
 from services.local.replicas import Replica
@@ -37,9 +38,16 @@ class Installer:
     """Brings versions onto replicas, from a model repository that both see."""
 
     def __init__(
-        self, folder: Path, artifacts: Artifacts, models: Models, clock: Clock, times: Times
+        self,
+        folder: Path,
+        artifacts: Artifacts,
+        contracts: Contracts,
+        models: Models,
+        clock: Clock,
+        times: Times,
     ) -> None:
         self._folder = folder
+        self._contracts = contracts
         self._artifacts = artifacts
         self._models = models
         self._traffic = models.traffic
@@ -123,7 +131,7 @@ class Installer:
     def _config(self, name: str, versions: Sequence[str]) -> str:
         path = self._folder / name / _CONFIG
         text = path.read_text(encoding="utf-8") if path.exists() else f'name: "{name}"'
-        return with_versions(text, versions)
+        return with_versions(text, versions, self._contracts.budget_ms(name))
 
     async def _ready(self, replica: Replica[TritonServer], key: Key) -> int:
         """See that a version is loaded, fits its tasks and is warm; returns the warm-up's µs."""

@@ -17,6 +17,7 @@ import grpc.aio
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
+from services.local.batching import derive
 from services.local.faults import TritonError, translate
 from services.local.spec import ModelSpec, TensorSpec
 from services.local.usage import Counters
@@ -265,11 +266,11 @@ _VALUES: dict[str, Any] = {
 _NAMES = {value: name for name, value in _VALUES.items()}
 
 
-def with_versions(config: str, versions: Iterable[str]) -> str:
+def with_versions(config: str, versions: Iterable[str], budget_ms: float = 0.0) -> str:
     """Return a `config.pbtxt` as the JSON that `load` takes, for exactly these versions.
 
     Triton leaves versions that are loaded already as they are, and lets those that are no longer
-    named end their work.
+    named end their work. With a budget a model that batches dynamically does so as it says.
 
     Raises:
         ValueError: It is no configuration of a model.
@@ -280,6 +281,10 @@ def with_versions(config: str, versions: Iterable[str]) -> str:
         raise ValueError(f"config.pbtxt can't be read: {error}") from error
     parsed.ClearField("version_policy")
     parsed.version_policy.specific.versions.extend(int(version) for version in versions)
+    batching = derive(budget_ms, parsed.max_batch_size)
+    if batching is not None and parsed.HasField("dynamic_batching"):
+        parsed.dynamic_batching.max_queue_delay_microseconds = batching.delay_us
+        parsed.dynamic_batching.preferred_batch_size[:] = batching.preferred
     text: str = json_format.MessageToJson(parsed, preserving_proto_field_name=True)
     return text
 

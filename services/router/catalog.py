@@ -159,6 +159,12 @@ class CandidateSpec(_Strict):
     region: str = ""
     cost_nanos_usd: int = Field(default=0, ge=0, description="expected cost of one call")
     quality: float = Field(default=0.5, ge=0, le=1, description="from the model card, 1 is best")
+    budget_ms: float = Field(
+        default=0.0,
+        ge=0,
+        description="what one inference may take; a local model's batching follows from it, see "
+        "services/local/batching.py. 0: as the model repository says",
+    )
     slow_after_s: float = Field(default=1.0, gt=0, description="a call that takes longer is slow")
     approvals: list[str] = Field(default_factory=list)
     cutover: Criteria | None = Field(default=None, description="this one's; none: the task's")
@@ -169,6 +175,8 @@ class CandidateSpec(_Strict):
             raise ValueError("a remote candidate names its provider, a local one does not")
         if self.path == "remote" and self.version == LIVE:
             raise ValueError("only a local candidate's version can be live; vendors' versions move")
+        if self.path == "remote" and self.budget_ms:
+            raise ValueError("only a local candidate has a budget_ms, by which Triton batches")
         return self
 
 

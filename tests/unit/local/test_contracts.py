@@ -128,3 +128,18 @@ def test_exact_versions_are_pins(contracts: Contracts) -> None:
     """Each with the task that names it."""
     assert contracts.pins("m") == [("t", "1")]
     assert contracts.pins("big") == []
+
+
+def test_the_tightest_budget_counts(tmp_path: Path) -> None:
+    """Of all tasks that name a model; vendors' have none here."""
+    (tmp_path / "tasks").mkdir()
+    for name, budget in (("t", 80), ("u", 50)):
+        text = TASK.replace("name: t", f"name: {name}")
+        text = text.replace(
+            'model: m, version: "1"', f"model: m, version: live, budget_ms: {budget}"
+        )
+        (tmp_path / "tasks" / f"{name}.yaml").write_text(text)
+    found = Contracts(tmp_path)
+    found.read()
+    assert found.budget_ms("m") == 50
+    assert found.budget_ms("big") == 0
