@@ -144,6 +144,7 @@ class Provider(Entry):
         token: Our token for it.
         region: Where it processes what it gets.
         max_data_class: The strictest class of data that it may get.
+        consents: What the data subject must have agreed to before this vendor gets anything.
         models: What it offers.
         encoding: `binary` sends tensors as raw bytes, `json` as numbers, for vendors without the
             binary extension (which can't take NaN, FP16 and BF16).
@@ -168,6 +169,7 @@ class Provider(Entry):
     token: Token
     region: Name
     max_data_class: Literal["public", "internal", "confidential"]
+    consents: frozenset[Name] = frozenset()
     models: list[Model] = Field(min_length=1)
     encoding: Literal["binary", "json"] = "binary"
     cost_header: str | None = None

@@ -101,8 +101,8 @@ def check_fit(
         model: The model that the item names.
 
     Raises:
-        PermissionDeniedError: GRANT_MISMATCH with the field's name, DATA_CLASS_TOO_HIGH or
-            REGION_MISMATCH.
+        PermissionDeniedError: GRANT_MISMATCH with the field's name, DATA_CLASS_TOO_HIGH,
+            REGION_MISMATCH or CONSENT_MISSING.
     """
     fits = {
         "grant_id": bool(claims.grant_id),
@@ -132,6 +132,14 @@ def check_fit(
             "REGION_MISMATCH",
             f"vendor {provider.name} is in another region than the policy admitted",
             provider=provider.name,
+        )
+    missing = provider.consents.difference(claims.consents)
+    if missing:
+        raise refused(
+            "CONSENT_MISSING",
+            f"vendor {provider.name} may get this only with consent: {', '.join(sorted(missing))}",
+            provider=provider.name,
+            consents=",".join(sorted(missing)),
         )
 
 

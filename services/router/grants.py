@@ -57,6 +57,7 @@ class GrantSigner:
             task=decision.task.name,
             model=candidate.model,
             version=candidate.version,
+            consents=sorted(set(decision.request.consents)),
         ).SerializeToString()
         signature = self._key.sign(_DOMAIN + claims)
         return grant_pb2.Grant(claims=claims, signature=signature, key_id=self.key_id)

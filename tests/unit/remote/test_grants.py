@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from services.chassis.errors import PermissionDeniedError, ResourceExhaustedError, from_status
 from services.remote.grants import UsedGrants
 from tests.support import sign_grant
-from tests.unit.remote.support import Remote, claims_for, features, make_item
+from tests.unit.remote.support import Remote, claims_for, features, make_item, start_remote
 from twinpath.common.v1 import context_pb2
 from twinpath.inference.v1 import grant_pb2
 
@@ -81,6 +81,20 @@ async def test_another_region_than_the_policy_admitted_is_refused(remote: Remote
     item = make_item(remote.keys, claims={"region": "us"})
     assert (await refused(remote, item))[0] == "REGION_MISMATCH"
     assert (await remote.one(claims={"region": ""})).status.code == 0
+
+
+async def test_a_vendor_that_needs_consent_gets_nothing_without_it(keys, tmp_path) -> None:
+    """What its file asks for must stand in the grant, all of it; more than that does no harm."""
+    extra = "consents: [vendor_processing, abroad]"
+    async with start_remote(keys, tmp_path, extra=extra) as remote:
+        for given in ([], ["abroad"]):
+            item = make_item(keys, claims={"consents": given})
+            reason, metadata = await refused(remote, item)
+            assert reason == "CONSENT_MISSING"
+            missing = {"abroad", "vendor_processing"}.difference(given)
+            assert set(metadata["consents"].split(",")) == missing
+        consents = ["abroad", "other", "vendor_processing"]
+        assert (await remote.one(claims={"consents": consents})).status.code == 0
 
 
 @pytest.mark.parametrize(

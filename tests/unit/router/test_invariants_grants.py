@@ -24,6 +24,14 @@ async def test_a_grant_is_signed_as_the_contract_says_and_remote_takes_it() -> N
     assert claims.decision_id == item.decision_id
 
 
+async def test_the_consents_of_the_request_are_in_the_grant() -> None:
+    """Each once, in order: the vendor's own rules are checked against what was signed."""
+    world = World()
+    await world.decide(only_path=context_pb2.PATH_REMOTE, consents=["b", "a", "b"])
+    (item,) = world.remote.items
+    assert grant_pb2.GrantClaims.FromString(item.grant.claims).consents == ["a", "b"]
+
+
 async def test_each_attempt_has_a_grant_of_its_own() -> None:
     """A grant serves once, so no two attempts may share one."""
     world = World()

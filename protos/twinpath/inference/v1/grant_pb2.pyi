@@ -1,7 +1,9 @@
 from twinpath.common.v1 import context_pb2 as _context_pb2
 from twinpath.common.v1 import rules_pb2 as _rules_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -17,7 +19,7 @@ class Grant(_message.Message):
     def __init__(self, claims: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., key_id: _Optional[str] = ...) -> None: ...
 
 class GrantClaims(_message.Message):
-    __slots__ = ("grant_id", "decision_id", "candidate", "provider", "input_digest", "data_class", "policy_version", "expire_time_unix_us", "region", "task", "model", "version")
+    __slots__ = ("grant_id", "decision_id", "candidate", "provider", "input_digest", "data_class", "policy_version", "expire_time_unix_us", "region", "task", "model", "version", "consents")
     GRANT_ID_FIELD_NUMBER: _ClassVar[int]
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     CANDIDATE_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +32,7 @@ class GrantClaims(_message.Message):
     TASK_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    CONSENTS_FIELD_NUMBER: _ClassVar[int]
     grant_id: str
     decision_id: str
     candidate: str
@@ -42,4 +45,5 @@ class GrantClaims(_message.Message):
     task: str
     model: str
     version: str
-    def __init__(self, grant_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., candidate: _Optional[str] = ..., provider: _Optional[str] = ..., input_digest: _Optional[bytes] = ..., data_class: _Optional[_Union[_context_pb2.DataClass, str]] = ..., policy_version: _Optional[str] = ..., expire_time_unix_us: _Optional[int] = ..., region: _Optional[str] = ..., task: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+    consents: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, grant_id: _Optional[str] = ..., decision_id: _Optional[str] = ..., candidate: _Optional[str] = ..., provider: _Optional[str] = ..., input_digest: _Optional[bytes] = ..., data_class: _Optional[_Union[_context_pb2.DataClass, str]] = ..., policy_version: _Optional[str] = ..., expire_time_unix_us: _Optional[int] = ..., region: _Optional[str] = ..., task: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., consents: _Optional[_Iterable[str]] = ...) -> None: ...
