@@ -1,7 +1,8 @@
 """What the audit log costs: `python -m tests.load.audit_bench`.
 
 Real processes on this machine, real fdatasync, gRPC with identity, records of a usual size. The
-bare echo is measured in the same run, so that the ratio says something about other machines, too.
+bare echo is measured in the same run, so that the ratio says something about other machines, too;
+the rounds alternate, and the medians count. CPU is the service's own, all its threads.
 """
 
 from __future__ import annotations
@@ -10,21 +11,26 @@ import argparse
 import asyncio
 import contextlib
 import hashlib
+import json
 import os
 import random
+import signal
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 
+from services.audit import records as records_of
 from services.audit.filesystem import OsFileSystem
 from services.audit.journal import Journal
+from services.audit.keystore import KeyStore
 from services.audit.settings import AuditSettings
-from services.audit.storage import open_storage
+from services.audit.storage import INDEX, LOG, PAYLOADS, Storage, open_storage, payload_digest
 from tests import support
 from twinpath.audit.v1 import audit_pb2, audit_pb2_grpc, record_pb2
 from twinpath.common.v1 import context_pb2, decision_pb2, value_pb2
@@ -46,10 +52,11 @@ try:
 except ImportError:
     asyncio.run(main())
 """
+COLUMNS = ("p50_ms", "p99_ms", "cpu_ms")
 Call = Callable[[int], Awaitable[object]]
 
 
-def entry(decision: str, kind: int, patient: int) -> audit_pb2.Entry:
+def entry(decision: str, kind: record_pb2.RecordKind, patient: int) -> audit_pb2.Entry:
     """A record with a plan of two candidates, one attempt and a payload, as the router's are."""
     local = decision_pb2.CandidateRef(
         id="diabetes_small@1", model="diabetes_small", version="1", path=context_pb2.PATH_LOCAL
@@ -111,7 +118,8 @@ async def process(*arguments: str, **environment: str) -> AsyncIterator[asyncio.
     try:
         yield child
     finally:
-        child.terminate()
+        with contextlib.suppress(ProcessLookupError):  # killed before
+            child.terminate()
         await child.wait()
 
 
@@ -140,18 +148,55 @@ async def load(call: Call, callers: int, seconds: float) -> tuple[float, list[fl
     return len(latencies) / (time.perf_counter() - start), sorted(latencies)
 
 
-def line(name: str, rate: float, unit: str, latencies: list[float]) -> None:
-    """Print one measurement."""
-    p50 = statistics.median(latencies) * 1000
-    p99 = latencies[int(len(latencies) * 0.99)] * 1000
-    print(f"{name:<46} {rate:>9,.0f} {unit}   p50 {p50:6.2f} ms  p99 {p99:6.2f} ms", flush=True)  # noqa: T201
+def cpu_s(pid: int) -> float:
+    """Return the CPU seconds that a process has used, all its threads together."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def over_grpc(folder: Path, seconds: float) -> None:
-    """Measure the service and the bare echo, in turn, in one run."""
-    keys = support.mesh_keys(folder / "mesh")
-    port, echo_port = support.free_port(), support.free_port()
-    environment = {
+def say(text: str) -> None:
+    """Print a line at once."""
+    print(text, flush=True)  # noqa: T201
+
+
+class Rounds:
+    """Measurements by name, each taken once a round."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._seen: dict[str, list[dict[str, float]]] = {}
+
+    async def take(
+        self, name: str, call: Call, callers: int, seconds: float, *, each: int = 1, pid: int = 0
+    ) -> None:
+        """Measure one thing: so many records in each call, by a process whose CPU counts."""
+        before = cpu_s(pid) if pid else 0.0
+        rate, latencies = await load(call, callers, seconds)
+        count = len(latencies) * each
+        self._seen.setdefault(name, []).append(
+            {
+                "per_s": rate * each,
+                "p50_ms": statistics.median(latencies) * 1e3,
+                "p99_ms": latencies[int(len(latencies) * 0.99)] * 1e3,
+                "cpu_ms": (cpu_s(pid) - before) / count * 1e3 if pid else 0.0,
+            }
+        )
+
+    def note(self, name: str, per_s: float) -> None:
+        """Add a rate that was measured elsewhere."""
+        self._seen.setdefault(name, []).append({"per_s": per_s})
+
+    def medians(self) -> dict[str, dict[str, float]]:
+        """Return the median of each figure."""
+        return {
+            name: {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
+            for name, rounds in self._seen.items()
+        }
+
+
+def service_environment(folder: Path, keys: support.MeshKeys, port: int) -> dict[str, str]:
+    """Return what an audit service in a folder runs with."""
+    return {
         **keys.environment(),
         "TWINPATH_AUDIT_LISTEN": f"127.0.0.1:{port}",
         "TWINPATH_AUDIT_DIRECTORY": str(folder / "audit"),
@@ -159,124 +204,233 @@ async def over_grpc(folder: Path, seconds: float) -> None:
         "TWINPATH_AUDIT_SIGNING_KEY": str(folder / "keys" / "audit.pem"),
         "TWINPATH_LOG_LEVEL": "ERROR",
     }
+
+
+async def over_grpc(folder: Path, seconds: float, rounds: int) -> dict[str, dict[str, float]]:
+    """Measure the service and the bare echo by turns, in one run."""
+    keys = support.mesh_keys(folder / "mesh")
+    port, echo_port = support.free_port(), support.free_port()
     token = keys.token("service:router", roles=["auditor"], lifetime_s=36_000)
     number = 0
 
-    def fresh(kind: int) -> audit_pb2.Entry:
+    def fresh(kind: record_pb2.RecordKind) -> audit_pb2.Entry:
         nonlocal number
         number += 1
         return entry(f"decision-{number:012d}", kind, random.randint(1, 442))
 
     intent, outcome = record_pb2.RECORD_KIND_INTENT, record_pb2.RECORD_KIND_OUTCOME
+    seen = Rounds()
     async with (
-        process("-c", ECHO, f"127.0.0.1:{echo_port}"),
-        process("-m", "services.audit", **environment),
+        process("-c", ECHO, f"127.0.0.1:{echo_port}") as echoing,
+        process("-m", "services.audit", **service_environment(folder, keys, port)) as service,
         support.client(f"127.0.0.1:{echo_port}") as echo_channel,
         support.client(f"127.0.0.1:{port}", token) as channel,
     ):
-        echo = echo_channel.unary_unary("/bench.Echo/Echo")
+        echo: Any = echo_channel.unary_unary("/bench.Echo/Echo")
         body = entry("decision", outcome, 1).SerializeToString()
-        stub = audit_pb2_grpc.AuditStub(channel)
+        send: Any = channel.unary_unary("/twinpath.audit.v1.Audit/Append")
 
         async def append(*entries: audit_pb2.Entry) -> None:
-            answer = await stub.Append(audit_pb2.AppendRequest(entries=entries))
+            request = audit_pb2.AppendRequest(entries=entries).SerializeToString()
+            answer = audit_pb2.AppendResponse.FromString(await send(request, timeout=30))
             assert all(result.status.code == 0 for result in answer.results)
-
-        await ready(lambda _: echo(body))
-        await ready(lambda _: append(fresh(outcome)))
-        await load(lambda _: append(fresh(outcome)), 16, 1.0)
-        rate, seen = await load(lambda _: echo(body), 32, seconds)
-        line("bare unary echo, 32 callers", rate, "calls/s  ", seen)
-        single, seen = await load(lambda _: append(fresh(outcome)), 32, seconds)
-        line("OUTCOME with payload one by one, 32 callers", single, "records/s", seen)
-        print(f"{'':<46} {single / rate:9.2f} x the bare echo")  # noqa: T201
-        single, seen = await load(lambda _: append(fresh(intent)), 32, seconds)
-        line("INTENT one by one, 32 callers", single, "records/s", seen)
-        print(f"{'':<46} {single / rate:9.2f} x the bare echo")  # noqa: T201
-        for size in (16, 64):
-            batches, seen = await load(
-                lambda _, n=size: append(*(fresh(outcome) for _ in range(n))), 8, seconds
-            )
-            line(f"OUTCOMEs in batches of {size}, 8 callers", batches * size, "records/s", seen)
-        made = [[fresh(outcome) for _ in range(64)] for _ in range(400)]
-        start = time.perf_counter()
-
-        async def drain() -> None:
-            while made:
-                await append(*made.pop())
-
-        await asyncio.gather(*(drain() for _ in range(8)))
-        took = time.perf_counter() - start
-        print(f"{'  the same, requests made beforehand':<46} {400 * 64 / took:>9,.0f} records/s")  # noqa: T201
 
         async def decision(_: int) -> None:
             one = fresh(outcome)
             await append(entry(one.record.decision_id, intent, 7))
             await append(one)
 
-        rate, seen = await load(decision, 1, seconds)
-        line("what a decision pays: INTENT, then OUTCOME", rate, "decisions", seen)
+        async def coalesced(_: int) -> None:
+            made = [fresh(outcome) for _ in range(6)]
+            await append(*(entry(e.record.decision_id, intent, 7) for e in made), *made)
+
+        async def batch(_: int) -> None:
+            await append(*(fresh(outcome) for _ in range(64)))
+
+        pid = service.pid
+        await ready(lambda _: echo(body))
+        await ready(lambda _: append(fresh(outcome)))
+        await load(lambda _: append(fresh(outcome)), 16, 1.0)
+        for _ in range(rounds):
+            await seen.take(
+                "bare unary echo, 32 callers", lambda _: echo(body), 32, seconds, pid=echoing.pid
+            )
+            await seen.take(
+                "OUTCOME with payload one by one, 32 callers",
+                lambda _: append(fresh(outcome)),
+                32,
+                seconds,
+                pid=pid,
+            )
+            await seen.take(
+                "INTENT one by one, 32 callers",
+                lambda _: append(fresh(intent)),
+                32,
+                seconds,
+                pid=pid,
+            )
+            await seen.take(
+                "OUTCOMEs in batches of 64, 8 callers", batch, 8, seconds, each=64, pid=pid
+            )
+            await seen.take(
+                "decisions as the router appends them, 6 a call",
+                coalesced,
+                2,
+                seconds,
+                each=6,
+                pid=pid,
+            )
+            await seen.take(
+                "what a lone decision pays: INTENT, then OUTCOME", decision, 1, seconds, pid=pid
+            )
+            made = [[fresh(outcome) for _ in range(64)] for _ in range(100)]
+
+            async def drain(made: list[list[audit_pb2.Entry]] = made) -> None:
+                while made:
+                    await append(*made.pop())
+
+            start = time.perf_counter()
+            await asyncio.gather(*(drain() for _ in range(8)))
+            seen.note(
+                "batches of 64 that were made beforehand", 6400 / (time.perf_counter() - start)
+            )
+    return seen.medians()
 
 
-def at_size(folder: Path, records: int) -> None:
-    """Measure restart, proofs and growth of a log of so many records."""
-    files = OsFileSystem(folder / "big" / "log")
+async def killed_under_load(folder: Path, keys: support.MeshKeys) -> None:
+    """Run the service on a log, append as fast as it takes, and kill it."""
+    port = support.free_port()
+    token = keys.token("service:router", roles=["auditor"], lifetime_s=36_000)
+    async with (
+        process("-m", "services.audit", **service_environment(folder, keys, port)) as service,
+        support.client(f"127.0.0.1:{port}", token) as channel,
+    ):
+        stub = audit_pb2_grpc.AuditStub(channel)
+        await ready(lambda _: stub.Checkpoint(audit_pb2.CheckpointRequest()))
+        outcome = record_pb2.RECORD_KIND_OUTCOME
+
+        async def caller(name: int) -> None:
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                for at in range(0, 100_000, 64):
+                    made = [entry(f"late-{name}-{at + n}", outcome, n) for n in range(64)]
+                    await stub.Append(audit_pb2.AppendRequest(entries=made))
+
+        calling = [asyncio.create_task(caller(n)) for n in range(4)]
+        await asyncio.sleep(6.0)
+        service.send_signal(signal.SIGKILL)
+        await asyncio.gather(*calling)
+
+
+def at_size(folder: Path, records: int) -> dict[str, float]:
+    """Measure restart, proofs and growth of a log of so many records, payloads and all."""
+    keys = support.mesh_keys(folder / "mesh")
+    store = KeyStore(folder / "keys" / "subjects.sqlite")
+    of_subject = store.ensure(["a subject"])["a subject"]
+    files, payload_files = (OsFileSystem(folder / "audit" / name) for name in (LOG, PAYLOADS))
     journal, _ = Journal.open(files)
-    record = entry("decision", record_pb2.RECORD_KIND_OUTCOME, 7).record
-    record.input_hmac = record.output_hmac = record.payload_digest = bytes(32)
+    payloads, _ = Journal.open(payload_files, hasher=payload_digest, watermark=False)
+    intent, outcome = record_pb2.RECORD_KIND_INTENT, record_pb2.RECORD_KIND_OUTCOME
     written = 0
-    start = time.perf_counter()
     while written < records:
-        batch = []
-        for at in range(written, min(written + 256, records)):
-            record.decision_id = f"decision-{at:012d}"
-            batch.append(record.SerializeToString(deterministic=True))
-        journal.append(batch)
-        written += len(batch)
-    took = time.perf_counter() - start
-    journal.close()
-    size = sum(files.size(name) for name in files.names())
-    print(f"\n{records:,} records written in batches of 256: {records / took:,.0f} records/s")  # noqa: T201
-    print(f"growth: {size / records:,.0f} bytes a record, of which the leaf {len(batch[-1])}")  # noqa: T201
-    files.close()
+        sealed = [
+            records_of.seal(entry(f"decision-{at // 2:012d}", kind, 7), of_subject, at)
+            for at, kind in zip(
+                range(written, min(written + 256, records)), [intent, outcome] * 128, strict=False
+            )
+        ]
+        payloads.append([item.payload for item in sealed if item.payload])
+        journal.append([item.leaf for item in sealed])
+        written += len(sealed)
+    found = {
+        "log_bytes_per_decision": 2 * sum(map(files.size, files.names())) / records,
+        "payload_bytes_per_decision": (
+            2 * sum(map(payload_files.size, payload_files.names())) / records
+        ),
+    }
+    for opened in (journal, payloads, files, payload_files, store):
+        opened.close()
     settings = support.settings_for(
         AuditSettings,
-        support.mesh_keys(folder / "keys"),
-        directory=folder / "big",
+        keys,
+        directory=folder / "audit",
         key_store=folder / "keys" / "subjects.sqlite",
         signing_key=folder / "keys" / "audit.pem",
     )
-    for what in ("first start, the index made anew", "restart", "restart after a kill"):
+
+    def opened_in(name: str) -> Storage:
         start = time.perf_counter()
         storage = open_storage(settings, 0)
-        took = time.perf_counter() - start
-        print(f"{what}: {took:.2f} s")  # noqa: T201
-        tree = storage.tree
-        if what.startswith("first"):
-            storage.save_seen(tree.size, storage.mark_at(tree.size))
-        elif what == "restart":
-            files.remove("seen")
-        storage.close()
+        found[name] = time.perf_counter() - start
+        return storage
+
+    storage = opened_in("first_start_s")
+    size = storage.tree.size
+    storage.save_seen(size, storage.mark_at(size))
+    storage.save_tree()
+    storage.close()
+    opened_in("restart_s").close()
+    asyncio.run(killed_under_load(folder, keys))
+    storage = opened_in("restart_after_kill_s")
+    tree, journal = storage.tree, storage.journal
+    found["index_bytes_per_decision"] = 2 * (folder / "audit" / INDEX).stat().st_size / tree.size
     chance = random.Random(1)
-    start = time.perf_counter()
-    for _ in range(1000):
-        tree.inclusion_proof(chance.randrange(records))
-    print(f"inclusion proof: {(time.perf_counter() - start) * 1000:.0f} us")  # noqa: T201
-    start = time.perf_counter()
-    for _ in range(1000):
-        tree.consistency_proof(chance.randrange(1, records))
-    print(f"consistency proof: {(time.perf_counter() - start) * 1000:.0f} us")  # noqa: T201
+    for name, prove in (
+        ("inclusion_proof_us", lambda: tree.inclusion_proof(chance.randrange(records))),
+        ("consistency_proof_us", lambda: tree.consistency_proof(chance.randrange(1, records))),
+        ("read_record_us", lambda: journal.read(chance.randrange(records))),
+    ):
+        start = time.perf_counter()
+        for _ in range(1000):
+            prove()
+        found[name] = (time.perf_counter() - start) * 1e3
+    found["records"] = tree.size
+    storage.close()
+    return found
+
+
+def targets(rows: dict[str, dict[str, float]], sized: dict[str, float]) -> list[tuple[str, bool]]:
+    """Return each target with what was found, and whether it was met."""
+    echo = rows["bare unary echo, 32 callers"]["per_s"]
+    made = rows["batches of 64 that were made beforehand"]["per_s"]
+    judged = [(f"{made:,.0f} durable records/s in batches; wanted: 4,000", made >= 4_000)]
+    for name in ("OUTCOME with payload one by one, 32 callers", "INTENT one by one, 32 callers"):
+        ratio = rows[name]["per_s"] / echo
+        judged.append((f"{name}: {ratio:.2f} x the bare echo; wanted: 0.5", ratio >= 0.5))
+    for name, what in (("restart_s", "restart"), ("restart_after_kill_s", "restart after a kill")):
+        seconds = sized[name]
+        text = f"{what} at {sized['records']:,.0f} records: {seconds:.2f} s; wanted: 2"
+        judged.append((text, seconds <= 2.0))
+    return judged
+
+
+def report(rows: dict[str, dict[str, float]], sized: dict[str, float]) -> None:
+    """Print what was measured, and the targets."""
+    say(f"{'':<50} {'per s':>8} {'p50 ms':>8} {'p99 ms':>8} {'CPU ms':>8}")
+    for name, row in rows.items():
+        rest = [f"{row[key]:8.2f}" if row.get(key) else " " * 8 for key in COLUMNS]
+        say(f"{name:<50} {row['per_s']:8,.0f} {' '.join(rest)}")
+    say("")
+    for name, value in sized.items():
+        say(f"{name.replace('_', ' '):<50} {value:12,.2f}")
+    say("")
+    for text, met in targets(rows, sized):
+        say(f"{'met    ' if met else 'NOT MET'}  {text}")
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--seconds", type=float, default=3.0, help="for each thing in a round")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--records", type=int, default=1_000_000)
+    parser.add_argument("--out", type=Path, default=Path(".twinpath/bench/audit.json"))
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(over_grpc(Path(folder), given.seconds))
-        at_size(Path(folder), given.records)
+        rows = asyncio.run(over_grpc(Path(folder) / "calls", given.seconds, given.rounds))
+        sized = at_size(Path(folder) / "big", given.records)
+    report(rows, sized)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps({"rows": rows, "size": sized}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
