@@ -15,7 +15,7 @@ from services.audit.retention import DAY_US, Retention, read_retention
 from services.audit.storage import payload_digest
 from services.chassis.files import FileError
 from tests.support import ROOT
-from tests.unit.audit.crashes import LIMITS
+from tests.unit.audit.crashes import LIMITS, run_retention_to_crash
 
 
 def test_a_task_without_a_word_has_the_default() -> None:
@@ -184,3 +184,11 @@ def test_a_replaced_payload_key_opens_nothing_of_before(tmp_path) -> None:
     files = [path.read_bytes() for path in tmp_path.iterdir()]
     assert not any(before["ann"].payload_key in data for data in files)
     store.close()
+
+
+def test_a_crash_while_payloads_are_removed_loses_nothing_else() -> None:
+    """Wherever the power goes: what was to go is whole or gone, what was to stay is there."""
+    crashes = 0
+    for seed in range(150):
+        crashes += run_retention_to_crash(seed)[1]
+    assert crashes > 300
