@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AsyncExitStack
 
-from services.chassis.clock import SystemClock
+from services.chassis.clock import Clock, SystemClock
 from services.chassis.identity import read_public_keys
 from services.chassis.run import Mount, Service
+from services.local import shared
 from services.local.artifacts import Artifacts
 from services.local.contracts import Contracts
 from services.local.control import Control
@@ -21,10 +23,12 @@ from services.local.servicer import LocalServicer
 from services.local.settings import LocalSettings
 from services.local.stream import Streams
 from services.local.traffic import Traffic
-from services.local.triton import TritonServer
+from services.local.triton import Sharing, TritonServer
 from services.local.usage import Price
 from services.local.wishes import Wishes
 from twinpath.inference.v1 import inference_pb2_grpc, model_control_pb2_grpc
+
+log = logging.getLogger(__name__)
 
 NAME = "twinpath.inference.v1.Inference"
 CONTROL_NAME = "twinpath.inference.v1.ModelControl"
@@ -34,8 +38,10 @@ async def build(settings: LocalSettings, stack: AsyncExitStack) -> Service:
     """Create the clients and the servicer. Triton may be away; it is looked for all the time."""
     clock = SystemClock()
     replicas = []
+    sharing = _share(settings, stack, clock)
     for url in settings.replicas:
-        server = TritonServer(url, settings.max_message_bytes)
+        here = sharing if settings.is_loopback(url) else None
+        server = TritonServer(url, settings.max_message_bytes, here)
         stack.push_async_callback(server.close)
         replicas.append(Replica(url, server))
     balancer = Balancer(replicas)
@@ -85,3 +91,20 @@ async def build(settings: LocalSettings, stack: AsyncExitStack) -> Service:
     ]
     background = [fleet.watch] if control is None else [fleet.watch, control.watch]
     return Service(mounts, pings={"triton": fleet.ping}, background=background)
+
+
+def _share(settings: LocalSettings, stack: AsyncExitStack, clock: Clock) -> Sharing | None:
+    """Make the shared memory for replicas on this host, and remove what a crash left behind."""
+    if not settings.shared_memory_from_bytes or not any(
+        settings.is_loopback(url) for url in settings.replicas
+    ):
+        return None
+    try:
+        if gone := shared.sweep():
+            log.info("removed shared memory of processes that are no more", extra={"files": gone})
+        arena = shared.Arena(settings.shared_memory_bytes)
+    except OSError as error:  # no /dev/shm: nothing is lost but speed
+        log.warning("no shared memory", extra={"why": str(error)})
+        return None
+    stack.callback(arena.close)
+    return Sharing(arena, settings.shared_memory_from_bytes, clock)

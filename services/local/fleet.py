@@ -70,6 +70,8 @@ class Fleet:
                 replica.answered()
             else:
                 replica.silent(refused=True)
+        if replica.up and not replica.server.shares:
+            await replica.server.share()
         if was_up and not replica.up:
             replica.server.drop()  # whoever waits for it may still have time to go elsewhere
         metrics.REPLICA_UP.labels(replica.url).set(1 if replica.up else 0)

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from prometheus_client import REGISTRY, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
 from services.local.usage import Counters, Price
@@ -18,6 +18,10 @@ BATCHED = Histogram(
     "Items that shared a request to Triton, by model; those that went alone are not here.",
     ("model",),
     buckets=(2, 4, 8, 16, 32, 64, 128, 256),
+)
+SHARED = Counter(
+    "twinpath_local_shared_memory_bytes_total",
+    "Bytes of tensors that went to Triton through shared memory.",
 )
 REPLICA_UP = Gauge("twinpath_local_replica_up", "1 while a replica answers pings.", ("replica",))
 

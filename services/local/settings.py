@@ -78,6 +78,18 @@ class LocalSettings(ServiceSettings):
         description="power that the machine takes under load; 0: not known. Energy in the metrics "
         "is an estimate from it",
     )
+    shared_memory_from_bytes: int = Field(
+        default=1024 * 1024,
+        ge=0,
+        description="tensors of so many bytes and more go through shared memory to a Triton on "
+        "this host's loopback that sees our /dev/shm; 0: none do",
+    )
+    shared_memory_bytes: int = Field(
+        default=256 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="the most shared memory; it is taken when it is used. What finds no room goes "
+        "by wire",
+    )
     refresh_s: float = Field(
         default=2.0, gt=0, description="seconds between looks at Triton's models and statistics"
     )
@@ -110,6 +122,12 @@ class LocalSettings(ServiceSettings):
                 "what is loaded is checked on disk first"
             )
         return self
+
+    @staticmethod
+    def is_loopback(address: str) -> bool:
+        """Tell whether a replica is on this host."""
+        host = address.rpartition(":")[0].strip("[]")
+        return host in ("localhost", "::1") or host.startswith("127.")
 
     @property
     def replicas(self) -> list[str]:

@@ -7,8 +7,16 @@ would copy each tensor twice more and cost about as much as the call itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +25,21 @@ import grpc.aio
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
+from services.chassis.clock import Clock
+from services.local import metrics, shared
 from services.local.batching import derive
 from services.local.faults import TritonError, translate
+from services.local.shared import Arena, Slot
 from services.local.spec import ModelSpec, TensorSpec
 from services.local.usage import Counters
 from twinpath.inference.v1 import tensor_pb2
 
+log = logging.getLogger(__name__)
+
 Metadata = Sequence[tuple[str, str]]
+
+_SHARE_S = 2.0
+_UNMAPPED = "shared memory region"  # of Triton's words for one that it does not know
 
 _KEEPALIVE: list[tuple[str, Any]] = [
     ("grpc.enable_retries", 0),
@@ -74,8 +90,11 @@ class Answer:
 class TritonServer:
     """One Triton server. All its calls raise TritonError, and none outlives its timeout."""
 
-    def __init__(self, url: str, max_message_bytes: int) -> None:
+    def __init__(self, url: str, max_message_bytes: int, sharing: Sharing | None = None) -> None:
         self.url = url
+        self._sharing = sharing
+        self._mapped = False  # the server has mapped our shared memory
+        self._asked = False  # it was asked to, since it came
         options = [
             *_KEEPALIVE,
             ("grpc.max_receive_message_length", max_message_bytes),
@@ -88,13 +107,52 @@ class TritonServer:
 
     async def close(self) -> None:
         """Close the connection; calls in flight are cancelled."""
+        if self._sharing is not None and self._mapped:
+            with suppress(TritonError):
+                await self._unmap(self._sharing.arena.name)
         await self._channel.close()
+
+    @property
+    def shares(self) -> bool:
+        """Whether the server was asked to map our shared memory, or need not."""
+        return self._sharing is None or self._asked
+
+    async def share(self) -> None:
+        """Let the server map our shared memory, and forget that of processes that are no more.
+
+        Where it can't, because it runs elsewhere or sees another /dev/shm, tensors go by wire.
+        """
+        if self._sharing is None:
+            return
+        arena = self._sharing.arena
+        self._mapped, self._asked = False, True
+        try:
+            request = service_pb2.SystemSharedMemoryStatusRequest()
+            status = await self._call(self._stub.SystemSharedMemoryStatus, request, _SHARE_S)
+            for name in status.regions:
+                if name == arena.name or (
+                    name.startswith(shared.PREFIX) and not shared.is_live(name)
+                ):
+                    await self._unmap(name)
+            request = service_pb2.SystemSharedMemoryRegisterRequest(
+                name=arena.name, key=f"/{arena.name}", offset=0, byte_size=arena.size
+            )
+            await self._call(self._stub.SystemSharedMemoryRegister, request, _SHARE_S)
+        except TritonError as error:
+            log.info("no shared memory", extra={"replica": self.url, "why": str(error)})
+        else:
+            self._mapped = True
+
+    async def _unmap(self, name: str) -> None:
+        request = service_pb2.SystemSharedMemoryUnregisterRequest(name=name)
+        await self._call(self._stub.SystemSharedMemoryUnregister, request, _SHARE_S)
 
     def drop(self) -> None:
         """End the calls of models that are under way, as if the server had gone.
 
         For a server that hangs: its connection stands, and nothing comes.
         """
+        self._mapped = self._asked = False
         self._dropped |= self._working
         for call in list(self._working):
             call.cancel()
@@ -131,11 +189,29 @@ class TritonServer:
         return {(m.name, m.version): _counters(m) for m in reply.model_stats}
 
     async def infer(self, ask: Ask, timeout: float, metadata: Metadata = ()) -> Answer:
-        """Run a model once."""
-        request = _request(ask)
-        method = self._stub.ModelInfer
-        with self._work(ask.spec, method, request, timeout, metadata) as call:
-            return _answer(await call, request.ByteSize())
+        """Run a model once. Large tensors go through shared memory, if the server has it."""
+        if self._sharing is not None and self._mapped:
+            with self._sharing.place(ask) as placed:
+                if placed:
+                    request = _request(ask, placed, self._sharing.arena.name)
+                    try:
+                        return await self._infer(ask, request, timeout, metadata, placed)
+                    except _UnmappedError:  # it has restarted: by wire, and again by memory later
+                        self._mapped = self._asked = False
+        return await self._infer(ask, _request(ask), timeout, metadata, {})
+
+    async def _infer(
+        self, ask: Ask, request: Any, timeout: float, metadata: Metadata, placed: Mapping[int, Slot]
+    ) -> Answer:
+        with self._work(ask.spec, self._stub.ModelInfer, request, timeout, metadata) as call:
+            try:
+                reply = await call
+            except grpc.aio.AioRpcError as error:
+                if placed and _UNMAPPED in (error.details() or ""):
+                    raise _UnmappedError from error
+                raise
+        aside = sum(len(ask.inputs[index].raw) for index in placed)
+        return _answer(reply, request.ByteSize() + aside)
 
     async def stream(
         self, ask: Ask, timeout: float, metadata: Metadata = ()
@@ -231,13 +307,57 @@ def _translated(error: grpc.aio.AioRpcError, model: str, version: str) -> Triton
     return translate(error.code(), error.details() or "", model=model, version=version)
 
 
-def _request(ask: Ask) -> Any:
+class _UnmappedError(Exception):
+    """The server does not know our shared memory (any more)."""
+
+
+class Sharing:
+    """Our shared memory, and which tensors go through it."""
+
+    def __init__(self, arena: Arena, from_bytes: int, clock: Clock) -> None:
+        self.arena = arena
+        self._from = from_bytes
+        self._clock = clock
+
+    @contextmanager
+    def place(self, ask: Ask) -> Iterator[Mapping[int, Slot]]:
+        """Put the large tensors there for the time of a call; gives their places by index.
+
+        What is raised meanwhile says nothing about whether the server has read them.
+        """
+        placed: dict[int, Slot] = {}
+        for index, tensor in enumerate(ask.inputs):
+            raw = tensor.raw
+            if len(raw) >= self._from:
+                slot = self.arena.put(raw, self._clock.monotonic())
+                if slot is not None:
+                    placed[index] = slot
+                    metrics.SHARED.inc(len(raw))
+        try:
+            yield placed
+        except BaseException:
+            for slot in placed.values():
+                self.arena.retire(slot, self._clock.monotonic())
+            raise
+        for slot in placed.values():
+            self.arena.free(slot)
+
+
+def _request(ask: Ask, placed: Mapping[int, Slot] | None = None, region: str = "") -> Any:
     request = service_pb2.ModelInferRequest(
         model_name=ask.spec.name, model_version=ask.spec.version, id=ask.id
     )
-    for tensor in ask.inputs:
-        request.inputs.add(name=tensor.name, datatype=_NAMES[tensor.datatype], shape=tensor.shape)
-        request.raw_input_contents.append(tensor.raw)
+    for index, tensor in enumerate(ask.inputs):
+        given = request.inputs.add(
+            name=tensor.name, datatype=_NAMES[tensor.datatype], shape=tensor.shape
+        )
+        raw = tensor.raw
+        if placed and index in placed:
+            given.parameters["shared_memory_region"].string_param = region
+            given.parameters["shared_memory_offset"].int64_param = placed[index].offset
+            given.parameters["shared_memory_byte_size"].int64_param = len(raw)
+        else:
+            request.raw_input_contents.append(raw)
     if ask.priority:
         request.parameters["priority"].int64_param = ask.priority
     if ask.timeout_us:
