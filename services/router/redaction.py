@@ -11,11 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from services.chassis.errors import InvalidArgumentError
 from services.router.filters import Finder, find_all
 
 TOKEN = re.compile(r"\[[A-Z][A-Z0-9_]*_[a-z0-9]+\]")
 _BEGUN = re.compile(r"\[(?:[A-Z][A-Z0-9_]*(?:_[a-z0-9]*)?)?")
 _LONGEST_TOKEN = 256
+_PASSES = 16
 
 
 class Redactor:
@@ -49,7 +51,11 @@ class Redactor:
         self.named: list[str] = []
 
     def redact(self, texts: Sequence[str]) -> list[str]:
-        """Return the texts of a request with everything replaced that the rules find."""
+        """Return the texts of a request with everything replaced that the rules find.
+
+        Raises:
+            InvalidArgumentError: NOT_REDACTABLE: finds that hide each other, one behind the other.
+        """
         self._whole = "\x00".join(texts)
         return [self._one(text) for text in texts]
 
@@ -57,22 +63,28 @@ class Redactor:
         parts = [*split_at_tokens(text, self.values)]
         for value, token in self._keys:
             parts = [piece for part in parts for piece in self._without_key(part, value, token)]
-        changed = True
-        while changed:  # what stood beside something cut out may be found only now
-            changed = False
-            pieces: list[str] = []
-            for part in parts:
-                finds = [] if part in self.values else find_all(self._finders, part)
-                start = 0
-                for find in finds:
-                    token = self._token(find.kind, part[find.start : find.end])
-                    pieces += [part[start : find.start], token]
-                    start = find.end
-                    changed = True
-                pieces.append(part[start:])
-            parts = [piece for piece in pieces if piece]
+        for _ in range(_PASSES):  # what stood beside something cut out may be found only then
+            pieces = [piece for part in parts for piece in self._without_finds(part)]
+            if len(pieces) == len(parts):
+                break
+            parts = pieces
+        else:
+            raise InvalidArgumentError(
+                "NOT_REDACTABLE",
+                "a text holds too many things to redact that hide each other; put blanks between",
+            )
         self.named += [self._names[part] for part in parts if part in self._names]
         return "".join(parts)
+
+    def _without_finds(self, part: str) -> Iterator[str]:
+        """Split a part where the rules find something."""
+        start = 0
+        if part not in self.values:
+            for find in find_all(self._finders, part):
+                yield part[start : find.start]
+                yield self._token(find.kind, part[find.start : find.end])
+                start = find.end
+        yield part[start:]
 
     def _without_key(self, part: str, value: str, token: str) -> Iterator[str]:
         """Split a part where a key's value stands as a word of its own."""

@@ -26,7 +26,7 @@ _EMAIL = re.compile(
 )
 # 13, 15 or 16 digits, perhaps in groups, of the networks' own ranges: ids of 17 digits and more
 # would fit one of them by chance too often.
-_CARD = re.compile(r"(?<![\d.])[2-6](?:[ -]?\d){12,15}(?!\d)")
+_CARD = re.compile(r"(?<![\d.])[2-6](?:[ -]?[0-9]){12,15}(?!\d)")
 _NETWORK = re.compile(
     r"4\d{12}(?:\d{3})?|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}"
     r"|3[47]\d{13}|35(?:2[89]|[3-8]\d)\d{12}|6(?:011|5\d\d|4[4-9]\d|2\d\d)\d{12}"
@@ -69,25 +69,34 @@ _DIGIT = re.compile(r"\d")
 _NIE_DIGITS = {"X": "0", "Y": "1", "Z": "2"}
 _DNI_LETTERS = "TRWAGMYFPDXBNJZSQVHLCKE"
 _HETU_LETTERS = "0123456789ABCDEFHJKLMNPRSTUVWXY"
-_IBAN_LENGTHS = {"NO": 15, "BE": 16, "DK": 18, "FI": 18, "NL": 18, "AT": 20, "CH": 21, "DE": 22,
-                 "GB": 22, "IE": 22, "ES": 24, "SE": 24, "PT": 25, "FR": 27, "IT": 27,
-                 "PL": 28}  # fmt: skip
-_SHORTEST_IBAN = 15
-_SHORTEST_CARD = 13
+# ISO 13616, the registry: a country's IBANs are all of one length.
+_IBAN_LENGTHS = {
+    country: length
+    for length, countries in {
+        15: "NO", 16: "BE", 18: "DK FI FK FO GL NL SD", 19: "MK SI", 20: "AT BA EE KZ LT LU MN XK",
+        21: "CH HR LI LV", 22: "BG BH CR DE GB GE IE ME RS VA", 23: "AE GI IL IQ OM SO TL",
+        24: "AD CZ ES MD PK RO SA SE SK TN VG", 25: "LY PT ST", 26: "IS TR",
+        27: "BI DJ FR GR IT MC MR SM", 28: "AL AZ BY CY DO GT HN HU LB NI PL SV",
+        29: "BR EG PS QA UA", 30: "JO KW MU YE", 31: "MT SC", 32: "LC", 33: "RU",
+    }.items()
+    for country in countries.split()
+}  # fmt: skip
+_NO_GAPS = {ord(" "): None, ord("-"): None}
+_AS_NUMBERS = {ord(char): str(int(char, 36)) for char in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
+# Digits twice as large, less 9 where that has two digits, both as ASCII.
+_DOUBLED = bytes.maketrans(b"0123456789", b"0246813579")
 
 
 def luhn(digits: str) -> bool:
     """Whether digits pass the checksum of cards (ISO/IEC 7812-1)."""
-    total = 0
-    for position, digit in enumerate(reversed(digits)):
-        value = int(digit) * (2 if position % 2 else 1)
-        total += value - 9 if value > 9 else value
-    return total % 10 == 0
+    raw = digits.encode("ascii")
+    doubled = raw[-2::-2].translate(_DOUBLED)
+    return (sum(raw[-1::-2]) + sum(doubled) - 48 * len(raw)) % 10 == 0
 
 
 def mod97(iban: str) -> bool:
     """Whether an IBAN without spaces passes its checksum (ISO 13616)."""
-    return int("".join(str(int(char, 36)) for char in iban[4:] + iban[:4])) % 97 == 1
+    return int((iban[4:] + iban[:4]).translate(_AS_NUMBERS)) % 97 == 1
 
 
 def _matches(
@@ -114,26 +123,27 @@ def _plain(pattern: re.Pattern[str], text: str, at: int) -> Iterator[Span]:
 
 def _end_of_card(found: re.Match[str]) -> int:
     """The longest number that is a card's: the form may run on into the next group of digits."""
-    places = [place for place, char in enumerate(found[0]) if char.isdigit()]
-    digits = "".join(found[0][place] for place in places)
-    for size in range(len(digits), _SHORTEST_CARD - 1, -1):
-        if size < len(digits) and places[size] == places[size - 1] + 1:
-            continue  # a number does not end between two digits
-        if _NETWORK.fullmatch(digits[:size]) and luhn(digits[:size]):
-            return found.start() + places[size - 1] + 1
+    digits = found[0].translate(_NO_GAPS)
+    for size in (16, 15, 13):
+        number = digits[:size]
+        if len(number) == size and _NETWORK.fullmatch(number) and luhn(number):
+            places = [place for place, char in enumerate(found[0]) if char not in " -"]
+            # A number does not end between two digits.
+            if size == len(places) or places[size] > places[size - 1] + 1:
+                return found.start() + places[size - 1] + 1
     return -1
 
 
 def _end_of_iban(found: re.Match[str]) -> int:
     """The form may run on into the next word: the country's own length decides."""
+    length = _IBAN_LENGTHS.get(found[0][:2])
+    if length is None:
+        return -1
+    compact = found[0].replace(" ", "")[:length]
+    if len(compact) < length or not mod97(compact):
+        return -1
     places = [place for place, char in enumerate(found[0]) if char != " "]
-    compact = found[0].replace(" ", "")
-    length = _IBAN_LENGTHS.get(compact[:2])
-    sizes = (length,) if length else range(len(compact), _SHORTEST_IBAN - 1, -1)
-    for size in sizes:
-        if size <= len(compact) and mod97(compact[:size]):
-            return found.start() + places[size - 1] + 1
-    return -1
+    return found.start() + places[length - 1] + 1
 
 
 def _end_of_dni(found: re.Match[str]) -> int:

@@ -134,6 +134,11 @@ async def test_without_a_key_for_pseudonyms_such_a_task_is_refused() -> None:
             "only a text can hold a pseudonym",
         ),
         ({"filters": {"entity_keys": ["colour"]}}, "is no key of this task's entity"),
+        (
+            {"fields": {"note_id": {"type": "string"}}, "inputs": inputs("field:note_id"),
+             "filters": {"entity_keys": ["note_id"]}},
+            "can't be told from it",
+        ),
     ],
 )  # fmt: skip
 def test_a_key_that_cannot_be_used_is_refused_at_load(tmp_path: Path, keys: Any, says: str) -> None:

@@ -6,10 +6,14 @@ import asyncio
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.chassis.errors import FailedPreconditionError, UnavailableError
+from services.chassis.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    UnavailableError,
+)
 from services.router.filters import FilterSpec
 from services.router.redaction import PutBack, Redactor, holds_more, put_back
 from tests.unit.router.filtered import Filtered, about, said, seen
@@ -160,6 +164,18 @@ async def test_every_attempt_gets_the_redacted_text() -> None:
     assert "[EMAIL_1]" in seen(world.items[0])
 
 
+async def test_what_hides_behind_each_other_without_end_is_refused() -> None:
+    """Each of a few is found once the one before is cut out; of a thousand the text is refused."""
+    world = Filtered(filters=RULES)
+    reply = await world.note("+49301234567" * 3)
+    assert seen(world.items[0]) == "[PHONE_1]" * 3
+    assert said(reply.outputs) == "+49301234567" * 3
+    with pytest.raises(InvalidArgumentError) as caught:
+        await world.note("+49301234567" * 1000)
+    assert caught.value.reason == "NOT_REDACTABLE"
+    assert len(world.items) == 1
+
+
 def finders(**keys: Any) -> Any:
     """The finders of some rules."""
     return FilterSpec.model_validate(keys or RULES).redacting
@@ -172,6 +188,7 @@ VALUES = [
 ]  # fmt: skip
 
 
+@settings(deadline=None)  # other processes share the machine
 @given(st.lists(st.one_of(st.sampled_from(VALUES), st.text(max_size=5)), max_size=12))
 def test_nothing_is_left_over_and_everything_comes_back(parts: list[str]) -> None:
     """Of any mixture of values and text, the rules find nothing more, and the way back is exact."""
@@ -182,6 +199,7 @@ def test_nothing_is_left_over_and_everything_comes_back(parts: list[str]) -> Non
     assert put_back(clean, redactor.values) == text
 
 
+@settings(deadline=None)  # other processes share the machine
 @given(st.lists(st.sampled_from(VALUES), max_size=12), st.lists(st.integers(1, 9), min_size=1))
 def test_pieces_put_back_are_the_whole_put_back(parts: list[str], sizes: list[int]) -> None:
     """However a model's text is cut into chunks, the values come back as in the whole."""

@@ -146,7 +146,7 @@ class Chunks:
         return cls.world
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.sampled_from(PARTS), max_size=60),
     st.lists(st.integers(1, 40), min_size=1, max_size=5),
