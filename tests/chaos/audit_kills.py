@@ -6,28 +6,20 @@ each time it is asked. Real processes, real files, a real state store; the model
 stand-in, in this process. This shows process crashes only: the page cache survives them. What a
 power failure does is shown on a simulated disk (audit_crashes.py).
 
-At length: `python -m tests.chaos.audit_kills --kills 1000 --acknowledged 1000000`. The kills come in
-epochs of a hundred, each with a log of its own, named by its seed and checked at its end. With
-`--state FILE` an epoch that held is written down, and a run that is started again goes on after it.
+`make chaos` kills a thousand times, a hundred times in each log, and checks each log at its end.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
-import json
 import os
 import random
-import signal
 import struct
-import tempfile
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import grpc.aio
 
@@ -48,7 +40,6 @@ from twinpath.inference.v1 import tensor_pb2
 from twinpath.router.v1 import router_pb2, router_pb2_grpc
 
 ALREADY_EXISTS = 6
-EPOCH = 100
 VICTIMS = ("audit", "router")
 APPENDERS, CALLERS, BATCH = 2, 8, 100
 REST_S = 0.1  # after each batch, so that the router's decisions come through as well
@@ -76,20 +67,6 @@ class Counts:
     decisions: int = 0
     repeated: int = 0
     checkpoints: int = 0
-
-    def add(self, other: Counts) -> None:
-        """Add another run's."""
-        for name, value in asdict(other).items():
-            setattr(self, name, getattr(self, name) + value)
-
-    def __str__(self) -> str:
-        """Return the table's line."""
-        return (
-            f"{self.kills} kills (audit {self.killed_audit}, router {self.killed_router}), "
-            f"{self.acknowledged} acknowledged ({self.decisions} of them decisions of the router), "
-            f"0 missing, 0 forks; {self.repeated} asked again and answered from the log, "
-            f"{self.checkpoints} checkpoints kept outside"
-        )
 
 
 @dataclass
@@ -411,44 +388,3 @@ def check(folder: Path, seen: Seen) -> None:
         if decision not in outcomes or decision not in intended:
             missing.append(decision)
     assert not missing, f"{len(missing)} acknowledged records are missing, such as {missing[:3]}"
-
-
-def epochs(kills: int, acknowledged: int, seed: int, state: Path | None, until: float) -> Counts:
-    """Run epoch after epoch, those aside that the state file has; stop when time is up."""
-    done: dict[str, dict[str, Any]] = {}
-    if state is not None and state.exists():
-        done = json.loads(state.read_text())
-    total = Counts()
-    for first in range(0, kills, EPOCH):
-        count = min(EPOCH, kills - first)
-        name = f"seed {seed + first // EPOCH}, {count} kills"
-        if name not in done:
-            if time.monotonic() > until:
-                break
-            with tempfile.TemporaryDirectory() as folder:
-                share = -(-acknowledged * count // kills)
-                counts = asyncio.run(run(Path(folder), count, seed + first // EPOCH, share))
-            done[name] = asdict(counts)
-            if state is not None:
-                state.write_text(json.dumps(done, indent=1))
-            print(f"  {name}: {counts}", flush=True)  # noqa: T201
-        total.add(Counts(**done[name]))
-    return total
-
-
-def main() -> None:
-    """Run from the command line and print the counts."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=1000)
-    parser.add_argument("--acknowledged", type=int, default=0, help="at least so many, in all")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no epoch after")
-    parser.add_argument("--state", type=Path, help="keeps what was done; start again to go on")
-    given = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the services end with it
-    until = time.monotonic() + given.minutes * 60
-    print(epochs(given.kills, given.acknowledged, given.seed, given.state, until))  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()
