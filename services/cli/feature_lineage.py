@@ -11,8 +11,10 @@ from rich.tree import Tree
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from services.chassis.files import FileError
 from services.features.definitions import Origin, Registry
 from services.features.store import FeastRepo, RegistryError
+from services.features.validation import RuledRepo
 
 
 class LineageError(Exception):
@@ -26,8 +28,8 @@ def trace(view: str, repo: Path, catalog: Path) -> Tree:
         LineageError: see there.
     """
     try:
-        registry = FeastRepo(repo, settle_s=0.0).load()
-    except RegistryError as error:
+        registry = RuledRepo(FeastRepo(repo, settle_s=0.0), repo / "validation").load()
+    except (RegistryError, FileError) as error:
         raise LineageError(str(error)) from error
     assert registry is not None
     if view not in registry.origins:

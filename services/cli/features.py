@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -201,6 +202,19 @@ def skew(
         Path | None,
         typer.Option("--entities", help="CSV or Parquet file with the join keys of many."),
     ] = None,
+    samples: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="TWINPATH_FEATURES_SAMPLES",
+            help="Folder of samples: compare what was served, instead of asking now.",
+        ),
+    ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="TWINPATH_FEATURES_SAMPLE_KEY_FILE", help="File with the samples' key."
+        ),
+    ] = None,
     repo: Repo = Path("feature_repo"),
     deadline_s: Deadline = 30.0,
 ) -> None:
@@ -208,10 +222,14 @@ def skew(
 
     [bold]twinpath features skew diabetes_progression_v1 -e patient_id=17[/]
 
-    Exits with 1 when they are not the same. On-demand views are compared by their inputs.
+    Asks the running service, or with --samples reads what it kept. Exits with 1 when they are not
+    the same. On-demand views are compared by their inputs.
     """
     from services.cli import features_skew  # noqa: PLC0415 - imports Feast: seconds
 
+    if samples is not None and key_file is None:
+        console.show_problem("no comparison", "--samples needs --key-file: samples hold no keys")
+        raise SystemExit(1)
     rows = [{key: _scalar(value) for key, value in parse_pairs(entity or [], "--entity").items()}]
 
     async def work(mesh: client.Connection) -> features_pb2.GetFeaturesResponse:
@@ -224,8 +242,17 @@ def skew(
             return await read_rows(channel, service, features_skew.key_columns(rows), fields)
 
     try:
-        answer = client.run("twinpath features skew", work)
-        found = features_skew.compare(repo, service, rows, answer)
+        whose: Sequence[Mapping[str, object]] = rows
+        if samples is not None and key_file is not None:
+            if entities is not None:
+                rows[:] = features_skew.read_entities(
+                    entities, features_skew.join_keys(repo, service)
+                )
+            secret = key_file.read_bytes().strip()
+            whose, served = features_skew.served_samples(samples, service, rows, secret)
+        else:
+            served = features_skew.served_now(client.run("twinpath features skew", work))
+        found = features_skew.compare(repo, service, whose, served)
     except (OSError, ValueError, features_skew.SkewError) as error:
         console.show_problem("no comparison", str(error))
         raise SystemExit(1) from None

@@ -1,8 +1,8 @@
 """Served values against offline ones, for the same entity and the same time.
 
-Each entity is read online now. For each view, the row's event time is the time of the offline
-lookup: what training would have seen then is what should be served now. On-demand views are not
-compared: their inputs are.
+Each entity is read online now, or found among the samples that the feature service kept. For each
+view, the row's event time is the time of the offline lookup: what training would have seen then is
+what should be served now. On-demand views are not compared: their inputs are.
 """
 
 from __future__ import annotations
@@ -18,17 +18,95 @@ import pyarrow as pa
 from pyarrow import csv, parquet
 from rich.table import Table
 
-from services.features.store import feast_quietly
-from twinpath.common.v1 import decision_pb2, value_pb2
+from services.features.sampling import SUBJECT, pseudonym, value_of
+from services.features.store import FeastRepo, RegistryError, feast_quietly
+from twinpath.common.v1 import value_pb2
 from twinpath.features.v1 import features_pb2
 
-_THERE = (decision_pb2.FEATURE_STATUS_PRESENT, decision_pb2.FEATURE_STATUS_STALE)
 _FLOAT_DIGITS = 1e-6
 _DOUBLE_DIGITS = 1e-12
 
 
 class SkewError(Exception):
     """The repo has no such feature service, or can't be read."""
+
+
+@dataclass(slots=True)
+class Served:
+    """What was served of one feature, row by row; None is no value.
+
+    `times` are event times in microseconds, 0 where there is none. `digits` is how far apart two
+    equal numbers may be, relative to them.
+    """
+
+    view: str
+    feature: str
+    digits: float
+    values: list[Any]
+    times: list[int]
+
+
+def served_now(answer: features_pb2.GetFeaturesResponse) -> list[Served]:
+    """Return what an answer serves."""
+    return [
+        Served(
+            column.view,
+            column.feature,
+            _FLOAT_DIGITS if column.values.HasField("floats") else _DOUBLE_DIGITS,
+            [value_of(column, row) for row in range(len(column.statuses))],
+            list(column.event_times_unix_us),
+        )
+        for column in answer.columns
+    ]
+
+
+def served_samples(
+    folder: Path, service: str, entities: Sequence[Mapping[str, Any]], key: bytes
+) -> tuple[list[Mapping[str, Any]], list[Served]]:
+    """Return what samples say was served to some entities, and the entity of each row.
+
+    Args:
+        folder: Where the feature service keeps its samples.
+        service: The feature service's name.
+        entities: Whose samples are looked for, by their pseudonyms.
+        key: The pseudonyms' key.
+
+    Raises:
+        SkewError: there are no samples of these entities.
+    """
+    names = {pseudonym(key, entity): entity for entity in entities}
+    rows = [
+        row
+        for path in sorted((folder / service).glob("*.parquet"))
+        for row in parquet.read_table(path).to_pylist()
+        if row.get(SUBJECT) in names
+    ]
+    if not rows:
+        raise SkewError(f"no samples of these entities in {folder / service}")
+    found = []
+    for name in dict.fromkeys(n for row in rows for n in row if f"{n}.status" in row):
+        view, _, feature = name.partition("__")
+        # A sample does not say what was a FLOAT.
+        values = [row.get(name) for row in rows]
+        times = [row.get(f"{view}.event_time_unix_us") or 0 for row in rows]
+        found.append(Served(view, feature, _FLOAT_DIGITS, values, times))
+    return [names[row[SUBJECT]] for row in rows], found
+
+
+def join_keys(repo: Path, service: str) -> list[str]:
+    """Return the join keys of a feature service.
+
+    Raises:
+        SkewError: the repo has no such feature service, or can't be read.
+    """
+    try:
+        registry = FeastRepo(repo, settle_s=0.0).load()
+    except RegistryError as error:
+        raise SkewError(str(error)) from error
+    assert registry is not None
+    if service not in registry.services:
+        raise SkewError(f"{repo} has no feature service {service!r}")
+    return [key.name for key in registry.services[service].join_keys]
 
 
 @dataclass(slots=True)
@@ -101,15 +179,15 @@ def compare(
     repo: Path,
     service: str,
     entities: Sequence[Mapping[str, Any]],
-    answer: features_pb2.GetFeaturesResponse,
+    served: Sequence[Served],
 ) -> list[Skew]:
     """Return the skew of each stored feature of a feature service.
 
     Args:
         repo: The Feast repo, whose offline store is asked.
         service: The feature service's name.
-        entities: What was asked for online, row by row.
-        answer: What was served.
+        entities: Who was served, row by row.
+        served: What was served.
 
     Raises:
         SkewError: the repo has no such feature service, or can't be read.
@@ -128,8 +206,10 @@ def compare(
             if projection.name not in stored:
                 continue
             shown: str = projection.name_to_use()  # type: ignore[no-untyped-call]
-            columns = [column for column in answer.columns if column.view == shown]
-            offline = _offline(store, projection, entities, columns[0].event_times_unix_us)
+            columns = [column for column in served if column.view == shown]
+            if not columns:
+                continue  # the samples are older than this view
+            offline = _offline(store, projection, entities, columns[0].times)
             found += [_feature(column, offline, entities) for column in columns]
     return found
 
@@ -160,30 +240,17 @@ def _offline(
 
 
 def _feature(
-    column: features_pb2.FeatureColumn,
+    column: Served,
     offline: Mapping[int, Mapping[str, Any]],
     entities: Sequence[Mapping[str, Any]],
 ) -> Skew:
     skew = Skew(f"{column.view}:{column.feature}")
-    array = column.values.WhichOneof("values") or ""
-    digits = _FLOAT_DIGITS if array == "floats" else _DOUBLE_DIGITS
-    values = getattr(column.values, array).values if array else []
-    for number, status in enumerate(column.statuses):
-        online = _plain(values[number], array) if array and status in _THERE else None
-        if column.event_times_unix_us[number]:
+    for number, time in enumerate(column.times):
+        if time:
             there = offline.get(number, {}).get(column.feature)
             name = ", ".join(f"{key}={value}" for key, value in entities[number].items())
-            skew.add(online, _python(there), name, digits)
+            skew.add(column.values[number], _python(there), name, column.digits)
     return skew
-
-
-def _plain(value: Any, array: str) -> Any:
-    if array == "mixed":
-        kind = value.WhichOneof("kind")
-        if kind == "list_value":
-            return [_plain(item, "mixed") for item in value.list_value.values]
-        return None if kind is None else getattr(value, kind)
-    return value
 
 
 def _python(value: Any) -> Any:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from services.chassis import telemetry
 from services.chassis.clock import SystemClock
 from services.chassis.run import Mount, Service
 from services.features import store
 from services.features.coalescer import Coalescer
+from services.features.lineage_events import LineageEvents
 from services.features.online import OnlineStore, trace_redis
 from services.features.prepared import Live
 from services.features.push import Pusher
+from services.features.sampling import Sampler, SamplingOptions
 from services.features.servicer import FeaturesServicer
 from services.features.settings import FeaturesSettings
 from services.features.stream import StreamConsumer, StreamOptions
@@ -32,11 +35,20 @@ async def build(settings: FeaturesSettings, stack: AsyncExitStack) -> Service:
     coalescer = Coalescer(online.fetch, max_keys=settings.round_trip_keys)
     stack.push_async_callback(coalescer.close)
     repo = RuledRepo(store.FeastRepo(settings.repo), settings.repo / "validation")
-    live = Live(repo, settings.refresh_interval_s)
+    replica = f"{socket.gethostname()}/{settings.listen}"
+    file = settings.lineage_file or settings.repo / "data" / "openlineage.jsonl"
+    lineage = LineageEvents(file, SystemClock(), replica, settings.lineage_interval_s)
+    stack.push_async_callback(lineage.flush)
+    live = Live(repo, settings.refresh_interval_s, lineage.in_force)
     pusher = Pusher(online, store)
-    background: list[Callable[[], Awaitable[None]]] = [live.watch]
+    background: list[Callable[[], Awaitable[None]]] = [live.watch, lineage.run]
     if settings.stream:
         background.append(_consumer(settings, online, live, pusher).run)
+    sampler = None
+    if settings.samples is not None:
+        sampler = Sampler(_sampling(settings, settings.samples))
+        stack.push_async_callback(sampler.flush)
+        background.append(sampler.run)
     servicer = FeaturesServicer(
         live,
         online,
@@ -45,6 +57,8 @@ async def build(settings: FeaturesSettings, stack: AsyncExitStack) -> Service:
         SystemClock(),
         pusher,
         share_up_to=settings.share_up_to_keys,
+        sampler=sampler,
+        lineage=lineage,
     )
     name = features_pb2.DESCRIPTOR.services_by_name["Features"].full_name
     return Service(
@@ -66,3 +80,15 @@ def _consumer(
         block_s=min(0.4, settings.redis_timeout_s / 2),
     )
     return StreamConsumer(lambda: online.client, live, pusher, options)
+
+
+def _sampling(settings: FeaturesSettings, folder: Path) -> SamplingOptions:
+    key = settings.sample_key_file
+    return SamplingOptions(
+        folder=folder,
+        share=settings.sample_share,
+        files=settings.sample_files,
+        key=key.read_bytes().strip() if key is not None else b"",
+        restricted=settings.sample_restricted,
+        interval_s=settings.sample_interval_s,
+    )

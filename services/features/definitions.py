@@ -190,7 +190,8 @@ class Rule:
 class Registry:
     """All of one registry version. `broken` services can't be served, each with why.
 
-    `schemas` are the views' features and their value types; `rules` are by view.
+    `schemas` are the views' features and their value types; `materialized` is until when, in
+    microseconds, a view was last materialized. `rules` are by view, and part of the version.
     """
 
     version: str
@@ -200,6 +201,7 @@ class Registry:
     push_sources: Mapping[str, PushSource] = field(default_factory=dict)
     origins: Mapping[str, Origin] = field(default_factory=dict)
     schemas: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    materialized: Mapping[str, int] = field(default_factory=dict)
     rules: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
 
 

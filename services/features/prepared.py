@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -219,11 +219,18 @@ class Live:
     Args:
         loader: Reads the registry.
         interval_s: Seconds between two looks at it.
+        changed: Hears of each registry that comes into force.
     """
 
-    def __init__(self, loader: Loader, interval_s: float) -> None:
+    def __init__(
+        self,
+        loader: Loader,
+        interval_s: float,
+        changed: Callable[[InForce], None] = lambda _: None,
+    ) -> None:
         self._loader = loader
         self._interval_s = interval_s
+        self._changed = changed
         self._in_force: InForce | None = None
         self.problem = "the Feast registry has not been read yet"
 
@@ -255,6 +262,7 @@ class Live:
         if found is None:
             return False
         self._in_force = found
+        self._changed(found)
         log.info(
             "registry in force",
             extra={"version": found.registry.version, "feature_services": sorted(found.services)},

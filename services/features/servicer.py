@@ -16,9 +16,11 @@ from services.features import wire
 from services.features.coalescer import Coalescer, Read, Row
 from services.features.definitions import Output
 from services.features.inputs import Inputs, Violation, read_columns
+from services.features.lineage_events import LineageEvents
 from services.features.online import OnlineStore
 from services.features.prepared import Live, Prepared, wire_class
 from services.features.push import Pusher
+from services.features.sampling import Sampler
 from services.features.validation import Check, judge
 from services.features.vectors import Codec, Vectors
 from twinpath.features.v1 import features_pb2, features_pb2_grpc
@@ -38,6 +40,8 @@ class FeaturesServicer(features_pb2_grpc.FeaturesServicer):
         clock: For freshness and time left.
         pusher: Writes rows.
         share_up_to: Requests with more keys than this get a round trip of their own.
+        sampler: Keeps some of the answers; None: none are kept.
+        lineage: Counts what is served; None: nothing does.
     """
 
     def __init__(
@@ -50,6 +54,8 @@ class FeaturesServicer(features_pb2_grpc.FeaturesServicer):
         pusher: Pusher,
         *,
         share_up_to: int,
+        sampler: Sampler | None = None,
+        lineage: LineageEvents | None = None,
     ) -> None:
         self._live = live
         self._store = store
@@ -58,6 +64,8 @@ class FeaturesServicer(features_pb2_grpc.FeaturesServicer):
         self._clock = clock
         self._pusher = pusher
         self._share_up_to = share_up_to
+        self._sampler = sampler
+        self._lineage = lineage
 
     async def GetFeatures(self, request: Any, context: object) -> features_pb2.GetFeaturesResponse:
         """Read the features of N rows."""
@@ -67,7 +75,12 @@ class FeaturesServicer(features_pb2_grpc.FeaturesServicer):
         prepared = in_force.service(request.feature_service)
         inputs = check_inputs(prepared, request)
         with self._span(request):
-            return await self._answer(prepared, request, inputs, start)
+            answer = await self._answer(prepared, request, inputs, start)
+        if self._sampler is not None:
+            self._sampler.offer(prepared, inputs.keys, answer, self._clock.unix_us())
+        if self._lineage is not None:
+            self._lineage.served(prepared, len(answer.rows))
+        return answer
 
     async def _answer(
         self, prepared: Prepared, request: Any, inputs: Inputs, start: float

@@ -55,3 +55,33 @@ class FeaturesSettings(ServiceSettings):
     round_trip_keys: int = Field(
         default=512, ge=1, description="a shared round trip has at most about this many keys"
     )
+    samples: Path | None = Field(
+        default=None,
+        description="folder for samples of served vectors, as Parquet; empty: none are taken",
+    )
+    sample_share: float = Field(
+        default=0.01, ge=0, le=1, description="share of the calls that are sampled"
+    )
+    sample_files: int = Field(
+        default=500, ge=1, description="most files of samples for each feature service"
+    )
+    sample_interval_s: float = Field(
+        default=60.0, gt=0, description="seconds between two files of samples"
+    )
+    sample_restricted: bool = Field(
+        default=False, description="sample restricted feature services, too"
+    )
+    sample_key_file: Path | None = Field(
+        default=None,
+        description="file whose content is the key of the entities' pseudonyms in samples; "
+        "empty: samples have none",
+    )
+    lineage_file: Path | None = Field(
+        default=None,
+        description="file for OpenLineage events, one line each; empty: data/openlineage.jsonl in "
+        "the repo. OpenLineage's own variables (OPENLINEAGE_URL, ...) send them elsewhere, "
+        "OPENLINEAGE_DISABLED=true nowhere",
+    )
+    lineage_interval_s: float = Field(
+        default=60.0, gt=0, description="seconds between two emissions of OpenLineage events"
+    )

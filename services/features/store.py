@@ -226,7 +226,10 @@ class _Builder:
             }
         )
         origins, schemas = self._origins(), self._schemas()
-        return Registry(version, self._project, services, broken, pushes, origins, schemas)
+        return Registry(
+            *(version, self._project, services, broken, pushes, origins, schemas),
+            materialized=self._materialized(),
+        )
 
     def _service(self, service: Any) -> FeatureService:
         refs, on_demand_views, _, key_types, _, grouped, *_ = utils._get_online_request_context(  # noqa: SLF001
@@ -431,6 +434,15 @@ class _Builder:
         ]
         fields = {view.name: map(_field, view.features) for view in views}
         return {name: {f.name: f.value_type for f in given} for name, given in fields.items()}
+
+    def _materialized(self) -> dict[str, int]:
+        return {
+            view.name: max(
+                int(until.timestamp() * 1e6) for _, until in view.materialization_intervals
+            )
+            for view in self._registry.list_feature_views(self._project, allow_cache=True)
+            if view.materialization_intervals
+        }
 
     def _push_sources(self) -> dict[str, PushSource]:
         found: dict[str, tuple[Any, list[PushView]]] = {}

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from services.chassis.files import FileError, digest_of, line_of, load_yaml, read_model
 from services.features.definitions import FeatureService, Registry, Rule, Status
+from services.features.lineage import version_hash
 
 BROKEN = Counter(
     "twinpath_features_rules_broken_total",
@@ -173,7 +174,10 @@ class RuledRepo:
         digest = digest_of(self._folder.glob("*.yaml"), self._folder)
         if self._registry is None or digest == self._digest:
             return None
-        ruled = replace(self._registry, rules=read_rules(self._folder, self._registry))
+        registry = self._registry
+        # One version for both: a vector's lineage, and the record, tell which rules were in force.
+        version = version_hash({"registry": registry.version, "rules": digest})
+        ruled = replace(registry, version=version, rules=read_rules(self._folder, registry))
         self._digest = digest
         return ruled
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.features import freshness, lineage
@@ -47,6 +47,7 @@ def test_a_rows_freshness(event: int | None, any_value: bool, ttl: int, expected
     assert found is expected
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([None, b"", b"x"]), max_size=8), st.data())
 def test_a_columns_statuses(raw: list[bytes | None], data: st.DataObject) -> None:
     """No row beats all; then no value, then null, then the row's own freshness."""
