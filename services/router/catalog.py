@@ -331,6 +331,8 @@ class Task(_Strict):
         for name in value.entity_keys:
             if name not in keys:
                 raise ValueError(f"entity_keys: {name} is no key of this task's entity")
+            if name in info.data.get("fields", {}):
+                raise ValueError(f"entity_keys: {name} is a field, too, and can't be told from it")
         return value
 
     def _key_fits(self, spec: InputSpec, name: str) -> None:
