@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.canonical import Wire
@@ -113,9 +114,7 @@ class TritonPythonModel:
         return pb.InferenceResponse([pb.Tensor("y", (CODE).astype(np.float32))])
 """
 
-_EMBEDDING = """
-import zlib
-
+_TIDY = """
 import numpy as np
 import triton_python_backend_utils as pb
 
@@ -125,18 +124,21 @@ class TritonPythonModel:
         return [self.one(r.inputs()[0].as_numpy()) for r in requests]
 
     def one(self, texts):
-        vectors = np.zeros((len(texts), 16), dtype=np.float32)
-        for row, text in enumerate(texts.reshape(-1)):
-            try:
-                said = " " + text.decode() + " "
-            except UnicodeDecodeError:
-                error = pb.TritonError("not UTF-8", pb.TritonError.INVALID_ARG)
-                return pb.InferenceResponse(error=error)
-            for at in range(len(said) - 2):
-                hashed = zlib.crc32(said[at : at + 3].encode())
-                vectors[row, hashed % 16] += 1 if hashed & 16 else -1
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-        return pb.InferenceResponse([pb.Tensor("embedding", vectors)])
+        tidy = [[b" ".join(text.split()).lower()] for text in texts.reshape(-1)]
+        return pb.InferenceResponse([pb.Tensor("tidy", np.array(tidy, dtype=np.object_))])
+"""
+
+_SIGNS = """
+import numpy as np
+import triton_python_backend_utils as pb
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.one(r.inputs()[0].as_numpy()) for r in requests]
+
+    def one(self, vectors):
+        return pb.InferenceResponse([pb.Tensor("signs", np.sign(vectors).astype(np.int8))])
 """
 
 # The first element of `features` says what to do.
@@ -314,13 +316,27 @@ def headers(root: Path) -> None:
 
 
 def embedding(root: Path) -> None:
-    """BYTES `text` [n, 1] to unit vectors FP32 `embedding` [n, 16], by hashing character triples.
+    """BYTES `text` [n, 1] to unit vectors FP32 `embedding` [n, 32]: the trained ONNX model."""
+    from deploy.training.embedding import write_embedding  # scikit-learn takes seconds
 
-    Not trained, and called what it is: texts that share triples are near each other.
-    """
-    config = "max_batch_size: 32\n" + _tensor("input", "text", "BYTES", "[1]")
-    config += _tensor("output", "embedding", "FP32", "[16]") + "dynamic_batching { }\n"
-    write_model(root, "hashed_triples", _EMBEDDING, config)
+    write_embedding(root, datetime(2026, 1, 1, tzinfo=UTC), None)
+
+
+def semantic_ensemble(root: Path) -> None:
+    """`text_signs`: preprocess (tidy the text), ONNX model (`text_embedding`), postprocess."""
+    embedding(root)
+    tidy = _tensor("input", "text", "BYTES", "[1]") + _tensor("output", "tidy", "BYTES", "[1]")
+    write_model(root, "tidy", _TIDY, "max_batch_size: 64\n" + tidy)
+    signs = _tensor("input", "vector", "FP32", "[32]") + _tensor("output", "signs", "INT8", "[32]")
+    write_model(root, "signs", _SIGNS, "max_batch_size: 64\n" + signs)
+    config = 'platform: "ensemble"\nmax_batch_size: 64\n'
+    config += _tensor("input", "text", "BYTES", "[1]") + _tensor("output", "signs", "INT8", "[32]")
+    steps = (
+        ("tidy", ("text", "text"), ("tidy", "tidied")),
+        ("text_embedding", ("text", "tidied"), ("embedding", "vector")),
+        ("signs", ("vector", "vector"), ("signs", "signs")),
+    )
+    _write_ensemble(root, "text_signs", config, steps)
 
 
 def ensemble(root: Path) -> None:
@@ -340,14 +356,23 @@ def ensemble(root: Path) -> None:
         ("batched", ("features", "halved"), ("sum", "summed")),
         ("floor", ("x", "summed"), ("y", "total")),
     )
+    _write_ensemble(root, "halved_sum", config, steps)
+
+
+def _write_ensemble(
+    root: Path,
+    name: str,
+    config: str,
+    steps: Iterable[tuple[str, tuple[str, str], tuple[str, str]]],
+) -> None:
     config += "ensemble_scheduling {\n"
-    for name, (inside, given), (out, made) in steps:
-        config += f'step {{ model_name: "{name}" model_version: -1\n'
+    for model, (inside, given), (out, made) in steps:
+        config += f'step {{ model_name: "{model}" model_version: -1\n'
         config += f'input_map {{ key: "{inside}" value: "{given}" }}\n'
         config += f'output_map {{ key: "{out}" value: "{made}" }} }}\n'
-    folder = root / "halved_sum"
+    folder = root / name
     (folder / "1").mkdir(parents=True, exist_ok=True)
-    (folder / "config.pbtxt").write_text(f'name: "halved_sum"\n{config}}}\n')
+    (folder / "config.pbtxt").write_text(f'name: "{name}"\n{config}}}\n')
 
 
 def queued(root: Path) -> None:

@@ -29,9 +29,10 @@ def triton_config(card: dict[str, Any]) -> str:
 
     def tensor(kind: str, spec: dict[str, Any]) -> str:
         dims = ", ".join(str(size) for size in spec["shape"][1:])
+        triton = {"BYTES": "STRING"}.get(spec["datatype"], spec["datatype"])
         return (
             f'{kind} {{\n  name: "{spec["name"]}"\n'
-            f"  data_type: TYPE_{spec['datatype']}\n  dims: [ {dims} ]\n}}\n"
+            f"  data_type: TYPE_{triton}\n  dims: [ {dims} ]\n}}\n"
         )
 
     return (

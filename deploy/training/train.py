@@ -21,6 +21,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from deploy.training.cards import code_version, make_card
+from deploy.training.embedding import write_embedding
 from deploy.training.export import ExportMismatchError, export, verify
 from deploy.training.models import CANDIDATES, fit
 from deploy.training.offline import MissingDataError, offline_store, training_frame
@@ -72,6 +73,8 @@ def train(repo: Path, models: Path, artifacts: Path, key: Ed25519PrivateKey | No
         _say(f"  {folder} ({len(artifact):,} bytes, {card['artifact']['digest'][:19]}…)")
     folder = write_summarizer(models, datetime.now(UTC), code, key)
     _say(f"built {folder.name}: word weights for an extractive summarizer")
+    folder = write_embedding(models, datetime.now(UTC), code, key)
+    _say(f"built {folder.name}: a text embedding by latent semantic analysis")
 
 
 def _say(line: str) -> None:

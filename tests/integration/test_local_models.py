@@ -26,7 +26,7 @@ pytestmark = pytest.mark.integration
 
 MODELS = (
     triton_models.echo,
-    triton_models.embedding,
+    triton_models.semantic_ensemble,
     triton_models.ensemble,
     triton_models.queued,
 )
@@ -53,27 +53,45 @@ def text(*rows: str | bytes) -> tensor_pb2.ModelInput:
 
 
 async def test_an_embedding_model_gives_vectors(stub: Stub) -> None:
-    """Near for texts that are alike, also when many texts share a request."""
-    said = ["the patient sleeps badly", "the patient slept badly", "invoice 77 is overdue"]
+    """Trained, ONNX: near for texts of one matter, also when many texts share a request."""
+    said = [
+        "blood pressure and age of diabetes patients",
+        "patients with diabetes: their age",
+        "images of handwritten digits",
+    ]
     together = await ask(
-        stub, *(item("hashed_triples", text(s), name=f"{n}") for n, s in enumerate(said))
+        stub, *(item("text_embedding", text(s), name=f"{n}") for n, s in enumerate(said))
     )
     vectors = [tensors.to_numpy(result.outputs[0])[0] for result in together]
-    assert vectors[0].shape == (16,)
+    assert vectors[0].shape == (32,)
+    assert np.allclose([np.linalg.norm(vector) for vector in vectors], 1, atol=1e-5)
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2]
-    [batch] = await ask(stub, item("hashed_triples", text(*said)))
-    assert np.array_equal(tensors.to_numpy(batch.outputs[0]), np.stack(vectors))
+    [batch] = await ask(stub, item("text_embedding", text(*said)))
+    assert np.allclose(tensors.to_numpy(batch.outputs[0]), np.stack(vectors), atol=1e-6)
 
 
 async def test_text_that_is_no_utf8_is_refused_by_the_model(stub: Stub) -> None:
     """And its companions are answered."""
     good, bad = await ask(
         stub,
-        item("hashed_triples", text("fine"), name="good"),
-        item("hashed_triples", text(b"\xff\xfe"), name="bad"),
+        item("text_embedding", text("fine"), name="good"),
+        item("text_embedding", text(b"\xff\xfe"), name="bad"),
     )
     assert good.status.code == 0
     assert failure(bad).reason == "MODEL_REFUSED_INPUT"
+
+
+async def test_an_ensemble_over_a_trained_model(stub: Stub) -> None:
+    """Text tidied, embedded by the ONNX model, its vector reduced: one request."""
+    plain, untidy = await ask(
+        stub,
+        item("text_signs", text("images of digits"), name="plain"),
+        item("text_signs", text("  IMAGES of\n digits "), name="untidy"),
+    )
+    found = tensors.to_numpy(plain.outputs[0])
+    assert found.dtype == np.int8
+    assert found.shape == (1, 32)
+    assert np.array_equal(found, tensors.to_numpy(untidy.outputs[0]))
 
 
 async def test_an_ensemble_is_a_model_like_any_other(stub: Stub) -> None:
@@ -136,17 +154,17 @@ async def test_only_what_somebody_vouches_for_serves(
     trusted = tmp_path / "approvers.pem"
     trusted.write_text(public_pem(key))
     models = triton_models.repository(tmp_path / "models", *MODELS)
-    for name in ("echo", "hashed_triples"):
+    for name in ("echo", "queued"):
         written = card(models / name / "1")
         seal = signature.sign(key, written.read_bytes())
         written.with_name("card.json.sig").write_text(seal)
-    with (models / "hashed_triples" / "1" / "model.py").open("a") as file:
+    with (models / "queued" / "1" / "model.py").open("a") as file:
         file.write("# changed after it was signed\n")
     async with local(keys, server.url, models=models, artifact_keys=trusted) as stub:
         signed, changed, unsigned = await ask(
             stub,
             item("echo", features([1]), name="signed"),
-            item("hashed_triples", text("x"), name="changed"),
+            item("queued", features([1]), name="changed"),
             item("halved_sum", features([1, 2, 3]), name="unsigned"),
         )
         assert signed.status.code == 0
@@ -156,7 +174,7 @@ async def test_only_what_somebody_vouches_for_serves(
             assert error.code is grpc.StatusCode.FAILED_PRECONDITION
             assert error.reason == "ARTIFACT_UNTRUSTED"
             assert why in error.message
-        described = await stub.Describe(inference_pb2.DescribeRequest(model="hashed_triples"))
+        described = await stub.Describe(inference_pb2.DescribeRequest(model="queued"))
         assert described.models[0].state == inference_pb2.MODEL_STATE_UNAVAILABLE
         assert "not the one" in described.models[0].state_reason
 
