@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 
 from services.audit import upkeep
 from services.audit.checkpoint import CheckpointError
@@ -57,6 +58,11 @@ class House:
         if self._expiry is None:
             raise self._closed
         return self._expiry
+
+    @property
+    def catalog(self) -> Path | None:
+        """The catalog's folder, if there is one."""
+        return self._settings.catalog
 
     async def open(self) -> bool:
         """Try to open the log; False, with the reason kept for callers, if it can't be."""

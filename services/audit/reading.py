@@ -6,7 +6,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from services.audit import metrics, records
+from services.audit import copies, metrics, records
 from services.audit.checkpoint import Checkpoint
 from services.audit.index import Search
 from services.audit.journal import CorruptLogError, JournalFailedError
@@ -104,6 +104,19 @@ class Reader:
                 after = leaves[-1]
             if len(leaves) < _EXPORT_PAGE:
                 return
+
+    async def note_export(self, request: audit_pb2.ExportRequest, actor: str) -> None:
+        """Record that payloads are about to leave; durable when this returns.
+
+        Raises:
+            ServiceError: it can't be recorded, so nothing may leave.
+        """
+        search = await self._search(request.filter)
+        now = self._ledger.now_us()
+        record = copies.export_record(request, search.subject if search else "", actor, now)
+        (result,) = await self._ledger.append_own([records.finish(record)])
+        if result.error is not None:
+            raise result.error
 
     # ---- proofs ---------------------------------------------------------------------------
     async def checkpoint(self, *, now: bool, covering: int = 0) -> tuple[Checkpoint, str]:

@@ -114,6 +114,9 @@ class AuditServicer(audit_pb2_grpc.AuditServicer):
         """Stream records."""
         _check_payload(wanted=request.include_payload)
         reader = self._house.reader
+        if request.include_payload:
+            call = calls.current()
+            await reader.note_export(request, call.identity.subject if call else "unknown")
         parts = reader.export(request.filter, with_payload=request.include_payload)
         async for records in parts:
             yield audit_pb2.ExportResponse(records=records)
@@ -124,7 +127,9 @@ class AuditServicer(audit_pb2_grpc.AuditServicer):
         """Destroy a subject's keys."""
         call = calls.current()
         actor = call.identity.subject if call else "unknown"
-        return await upkeep.erase(self._house.ledger, request.subject, actor, request.reason)
+        return await upkeep.erase(
+            self._house.ledger, request.subject, actor, request.reason, self._house.catalog
+        )
 
     async def Retain(
         self, request: audit_pb2.RetainRequest, context: Context

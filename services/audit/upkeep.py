@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from pathlib import Path
 
-from services.audit import metrics, records
+from services.audit import copies, metrics, records
 from services.audit.index import Search
 from services.audit.journal import CorruptLogError
 from services.audit.keystore import ErasureIncompleteError
@@ -18,16 +19,6 @@ from twinpath.audit.v1 import audit_pb2, record_pb2
 log = logging.getLogger(__name__)
 _SAVE_EVERY_S = 5.0
 _SAVE_RECORDS = 25_000
-
-# Copies of a subject's data that are not this service's to erase. They go into the ERASURE record
-# and the answer, so that somebody sees to them.
-NOT_REACHED = (
-    "features: the subject's rows in the feature store and its sources",
-    "router: replies kept for idempotency and the response cache, until they expire",
-    "exports and payloads that were handed out",
-    "backups of the key store, until a restore replays this erasure",
-    "vendors: what they kept of inputs that were sent to them",
-)
 
 
 async def sign_regularly(reader: Reader, every_s: float) -> None:
@@ -107,7 +98,7 @@ async def reconcile(ledger: Ledger, grace_us: int) -> int:
 
 
 async def erase(
-    ledger: Ledger, subject: audit_pb2.Subject, actor: str, reason: str
+    ledger: Ledger, subject: audit_pb2.Subject, actor: str, reason: str, catalog: Path | None
 ) -> audit_pb2.EraseResponse:
     """Destroy a subject's keys.
 
@@ -124,11 +115,12 @@ async def erase(
         raise NotFoundError("SUBJECT_UNKNOWN", "no keys are kept for this subject")
     await ledger.index.settle()
     count = await asyncio.to_thread(ledger.storage.index.count, Search(subject=keys.pseudonym))
+    elsewhere = await asyncio.to_thread(copies.not_reached, ledger.storage, keys.pseudonym, catalog)
     now = ledger.now_us()
     event_id = f"erasure-{uuid.uuid4().hex}"
     record = records.erasure(event_id, keys.pseudonym, actor, reason, now)
     record.record_time_unix_us = now
-    for number, copy in enumerate(NOT_REACHED, 1):
+    for number, copy in enumerate(elsewhere, 1):
         record.event.details[f"not_reached_{number}"] = copy
     result = (await ledger.append_own([records.finish(record)]))[0]
     if result.error is not None:
@@ -142,5 +134,5 @@ async def erase(
     finally:
         ledger.names.clear()
     return audit_pb2.EraseResponse(
-        erasure_id=event_id, leaf_index=result.leaf, records=count, not_reached=NOT_REACHED
+        erasure_id=event_id, leaf_index=result.leaf, records=count, not_reached=elsewhere
     )

@@ -225,12 +225,14 @@ class CheckpointResponse(_message.Message):
     def __init__(self, note: _Optional[str] = ..., tree_size: _Optional[int] = ..., root_hash: _Optional[bytes] = ..., verifier_keys: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ExportRequest(_message.Message):
-    __slots__ = ("filter", "include_payload")
+    __slots__ = ("filter", "include_payload", "destination")
     FILTER_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    DESTINATION_FIELD_NUMBER: _ClassVar[int]
     filter: Filter
     include_payload: bool
-    def __init__(self, filter: _Optional[_Union[Filter, _Mapping]] = ..., include_payload: _Optional[bool] = ...) -> None: ...
+    destination: str
+    def __init__(self, filter: _Optional[_Union[Filter, _Mapping]] = ..., include_payload: _Optional[bool] = ..., destination: _Optional[str] = ...) -> None: ...
 
 class ExportResponse(_message.Message):
     __slots__ = ("records",)

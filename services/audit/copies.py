@@ -1,0 +1,104 @@
+"""What an erasure here does not reach: copies of a subject's data elsewhere, each by its name.
+
+Replies that the router would give again, samples of a parity run and replays all come out of the
+log's payloads, so they are covered: they can't be opened any more. What is listed here isn't.
+"""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from services.audit import records
+from services.audit.index import Search
+from services.audit.storage import Storage
+from services.chassis.files import FileError, read_model
+from twinpath.audit.v1 import audit_pb2, record_pb2
+
+EXPORT = "export_payloads"
+_ALWAYS = (
+    "features: the subject's rows in the feature store and its sources",
+    "backups of the key store, until a restore replays this erasure",
+    "vendors: what they kept of inputs that were sent to them",
+)
+_PAGE = 1000
+
+
+class _Loose(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Cache(_Loose):
+    ttl_s: float
+
+
+class _Task(_Loose):
+    name: str
+    cache: _Cache | None = None
+
+
+def export_record(
+    wanted: audit_pb2.ExportRequest, pseudonym: str, actor: str, now_us: int
+) -> record_pb2.Record:
+    """Return the record of payloads that are about to leave: who takes which, and where to."""
+    details = {"task": wanted.filter.task, "subject": pseudonym}
+    return record_pb2.Record(
+        kind=records.OVERRIDE,
+        decision_id=f"export-{uuid.uuid4().hex}",
+        event_time_unix_us=now_us,
+        record_time_unix_us=now_us,
+        event=record_pb2.AdminEvent(
+            action=EXPORT,
+            actor=actor,
+            target=wanted.destination or "a place that was not said",
+            reason="an export with payloads",
+            details={name: value for name, value in details.items() if value},
+        ),
+    )
+
+
+def not_reached(storage: Storage, pseudonym: str, catalog: Path | None) -> list[str]:
+    """Return the copies, in words. Blocks. The index must have caught up."""
+    tasks = sorted(storage.index.newest(pseudonym, records.OUTCOME))
+    found = [*_ALWAYS[:1], *_cached(catalog, tasks), *_exports(storage, pseudonym, tasks)]
+    return found + list(_ALWAYS[1:])
+
+
+def _cached(catalog: Path | None, tasks: list[str]) -> list[str]:
+    """Name the tasks whose answers may be in the response cache, and for how long."""
+    if catalog is None:
+        return [
+            "response cache: answers of tasks that keep them, until they expire (a day at most)"
+        ]
+    found = []
+    for path in sorted((catalog / "tasks").glob("*.yaml")):
+        try:
+            task = read_model(path, _Task)
+        except FileError:
+            found.append(f"response cache: {path.name} can't be read; a day at most")
+            continue
+        if task.cache is not None and task.name in tasks:
+            found.append(
+                f"response cache: answers of {task.name}, until they expire, "
+                f"{task.cache.ttl_s:.0f} s from now at most"
+            )
+    return found
+
+
+def _exports(storage: Storage, pseudonym: str, tasks: list[str]) -> list[str]:
+    """Name the exports that may hold a payload of the subject."""
+    first = storage.index.search(Search(subject=pseudonym), limit=1)
+    after = first[0] if first else storage.journal.size
+    found = []
+    while leaves := storage.index.search(
+        Search(kinds=(records.OVERRIDE,)), after=after, limit=_PAGE
+    ):
+        for leaf in leaves:
+            event = record_pb2.Record.FromString(storage.journal.read(leaf)).event
+            who, task = event.details.get("subject", ""), event.details.get("task", "")
+            if event.action == EXPORT and who in ("", pseudonym) and (not task or task in tasks):
+                found.append(f"export by {event.actor}, leaf {leaf}: {event.target}")
+        after = leaves[-1]
+    return found
