@@ -68,14 +68,14 @@ def candidate(number: int) -> Candidate:
 
 
 def timed(work: Callable[[], object], before: Callable[[], object], each: int) -> float:
-    """Return the median time of one call in microseconds."""
+    """Return the median of one call in microseconds of CPU: a plan waits for nothing."""
     times = []
     for _ in range(_ROUNDS):
         before()
-        start = time.perf_counter_ns()
+        start = time.thread_time_ns()
         for _ in range(each):
             work()
-        times.append((time.perf_counter_ns() - start) / each / 1000)
+        times.append((time.thread_time_ns() - start) / each / 1000)
     return median(times)
 
 
