@@ -12,34 +12,40 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
     help="Who was decided about, by what, from which inputs — and the proof.",
+    epilog="Each takes --since and --until where time matters, and --json for other programs. "
+    "`verify`, `backup` and `restore` need the log's folder and no running mesh.",
 )
 
 _PANELS = {
-    "Questions": (
+    "Who was decided about, by what, and why?": (
         ("about", questions.about),
         ("by-model", questions.by_model),
+        ("why", questions.why),
+        ("get", questions.get),
+        ("query", questions.query),
+    ),
+    "What was out of the ordinary?": (
         ("egress", questions.egress),
         ("fallbacks", questions.fallbacks),
         ("refusals", questions.refusals),
         ("overrides", questions.overrides),
-        ("why", questions.why),
-        ("get", questions.get),
+    ),
+    "Would it be decided so again?": (
         ("replay", replay.replay),
         ("parity", parity.parity),
-        ("query", questions.query),
     ),
-    "Proofs": (
+    "Can I believe the log?": (
         ("prove", proofs.prove),
         ("grew", proofs.grew),
         ("verify", offline.verify),
         ("checkpoint", proofs.checkpoint),
     ),
-    "Care": (
+    "Hand over, keep, forget": (
         ("export", questions.export),
-        ("erase", care.erase),
-        ("retention", care.retention),
         ("backup", care.backup),
         ("restore", care.restore),
+        ("retention", care.retention),
+        ("erase", care.erase),
     ),
 }
 for _panel, _commands in _PANELS.items():

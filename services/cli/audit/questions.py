@@ -26,7 +26,7 @@ def get(
     ] = False,
     as_json: opt.Json = False,
 ) -> None:
-    """What is recorded about this decision?"""
+    """What is recorded about this decision, from INTENT to end?"""
     records = _get(decision, payload=payload)
     if as_json:
         show.lines(records)
@@ -75,7 +75,10 @@ def by_model(
     limit: opt.Limit = 100,
     as_json: opt.Json = False,
 ) -> None:
-    """Which decisions did this model, at this version, make?"""
+    """Which decisions did this model make, at this version?
+
+    [bold]twinpath audit by-model diabetes_large 1 --since 2026-01-01[/]
+    """
     wanted = _filter(since, until, model=model, version=version)
     wanted.kinds.append(record_pb2.RECORD_KIND_OUTCOME)
     _ask(wanted, limit, as_json=as_json)
@@ -107,7 +110,7 @@ def fallbacks(
 def overrides(
     since: opt.Since = "", until: opt.Until = "", limit: opt.Limit = 100, as_json: opt.Json = False
 ) -> None:
-    """What did a person change? Overrides, erasures and removals of payloads."""
+    """What did people do by hand? Overrides, erasures, exports and removals of payloads."""
     wanted = _filter(since, until)
     wanted.kinds.extend([record_pb2.RECORD_KIND_OVERRIDE, record_pb2.RECORD_KIND_ERASURE])
     records, _ = _query(wanted, limit)
@@ -122,7 +125,7 @@ def overrides(
 def refusals(
     since: opt.Since = "", until: opt.Until = "", limit: opt.Limit = 100, as_json: opt.Json = False
 ) -> None:
-    """What did policy refuse?"""
+    """What did policy refuse, and by which rule?"""
     wanted = _filter(since, until)
     wanted.kinds.append(record_pb2.RECORD_KIND_REFUSED)
     _ask(wanted, limit, as_json=as_json)
@@ -145,7 +148,7 @@ def query(
     limit: opt.Limit = 100,
     as_json: opt.Json = False,
 ) -> None:
-    """Which records fit all of this?"""
+    """Which records fit all of this: task, subject, time, path, model, kind, caller?"""
     wanted = _filter(
         since,
         until,
