@@ -51,7 +51,7 @@ async def filled(folder, monkeypatch):
             entry("d1", record_pb2.RECORD_KIND_INTENT),
             entry("d1", plan=PLAN),
             entry("d2", candidates=[REMOTE], attempts=[attempt], fallback=True, plan=PLAN),
-            entry("d3", record_pb2.RECORD_KIND_REFUSED, patient=18),
+            entry("d3", record_pb2.RECORD_KIND_REFUSED, patient=18, plan=PLAN),
         )
         token = keys.token_file("ann", roles=["auditor", "privacy_officer"])
         monkeypatch.setenv("TWINPATH_HOME", str(folder / "none"))
@@ -82,7 +82,9 @@ async def test_an_auditors_questions(tmp_path, monkeypatch):
         assert "d1" not in await ask("by-model", "diabetes_large", "1")
         assert "d2" in await ask("egress")
         assert "d2" in await ask("fallbacks")
-        assert "d3" in await ask("refusals")
+        refusals = await ask("refusals")
+        assert "d3" in refusals
+        assert "too_sensitive" in refusals
         printed = await ask("query", "--kind", "outcome", "--json")
         assert [json.loads(x)["record"]["decision_id"] for x in printed.split("\n") if x] == [
             "d1",

@@ -69,6 +69,9 @@ def _short(ref: decision_pb2.CandidateRef) -> str:
 
 def _notes(stored: audit_pb2.StoredRecord) -> str:
     record = stored.record
+    rules: set[str] = set()
+    if record.kind == record_pb2.RECORD_KIND_REFUSED:
+        rules = {refusal.rule for entry in record.plan.entries for refusal in entry.refusals}
     found = [
         name
         for name, holds in (
@@ -77,6 +80,7 @@ def _notes(stored: audit_pb2.StoredRecord) -> str:
             ("replay", bool(record.replay_of)),
             ("subject erased", stored.erased),
             (record.reason, bool(record.reason)),
+            (f"by {', '.join(sorted(rules))}", any(rules)),
             (f"arm {record.arm}", bool(record.arm)),
         )
         if holds
