@@ -34,6 +34,8 @@ SPAN_RECORD = "router.record"
 
 # The remote service's span around one attempt at a vendor.
 SPAN_VENDOR = "remote.vendor"
+# Its span around a request about a batch: a file, the batch's state.
+SPAN_BULK = "remote.bulk"
 
 # Span inside the local path: one call of Triton.
 SPAN_TRITON = "local.triton"

@@ -12,6 +12,9 @@ from services.chassis.clock import Clock, SystemClock
 from services.chassis.identity import read_public_keys
 from services.chassis.run import Mount, Service
 from services.remote import catalog, providers
+from services.remote.bulk import Bulk
+from services.remote.bulk_jobs import Jobs
+from services.remote.bulk_servicer import RemoteBulk
 from services.remote.door import Door
 from services.remote.grants import GrantVerifier, UsedGrants
 from services.remote.limit_store import LocalStore, RedisStore
@@ -19,7 +22,9 @@ from services.remote.limits import Limits
 from services.remote.servicer import RemoteInference
 from services.remote.settings import RemoteSettings
 from services.remote.vendors import Vendor, Vendors
-from twinpath.inference.v1 import inference_pb2_grpc
+from twinpath.inference.v1 import bulk_pb2_grpc, inference_pb2_grpc
+
+_JOBS_TIMEOUT_S = 5.0  # nobody waits for a job by the millisecond
 
 
 async def build(settings: RemoteSettings, stack: AsyncExitStack) -> Service:
@@ -43,13 +48,18 @@ async def build(settings: RemoteSettings, stack: AsyncExitStack) -> Service:
         settings.grant_leeway_s,
     )
     used = UsedGrants(clock, settings.grant_memory, settings.grant_leeway_s)
-    servicer = RemoteInference(known, Door(known, verifier, used, _limits(settings, clock, stack)))
-    mount = Mount(
+    door = Door(known, verifier, used, _limits(settings, clock, stack))
+    inference = Mount(
         "twinpath.inference.v1.Inference",
-        servicer,
+        RemoteInference(known, door),
         inference_pb2_grpc.add_InferenceServicer_to_server,
     )
-    return Service(mounts=[mount], pings={"vendors": known.ping})
+    bulk = Mount(
+        "twinpath.inference.v1.Bulk",
+        RemoteBulk(Bulk(known, door, _jobs(settings, stack))),
+        bulk_pb2_grpc.add_BulkServicer_to_server,
+    )
+    return Service(mounts=[inference, bulk], pings={"vendors": known.ping})
 
 
 def _limits(settings: RemoteSettings, clock: Clock, stack: AsyncExitStack) -> Limits:
@@ -63,6 +73,14 @@ def _limits(settings: RemoteSettings, clock: Clock, stack: AsyncExitStack) -> Li
     limits = Limits(store, shared=True)
     stack.push_async_callback(limits.aclose)
     return limits
+
+
+def _jobs(settings: RemoteSettings, stack: AsyncExitStack) -> Jobs:
+    if settings.state_url is None:
+        return Jobs(None)
+    client = redis.asyncio.Redis.from_url(settings.state_url, socket_timeout=_JOBS_TIMEOUT_S)
+    stack.push_async_callback(client.aclose)
+    return Jobs(client)
 
 
 def redis_client(url: str, timeout_s: float) -> redis.asyncio.Redis:

@@ -63,12 +63,19 @@ class Door:
         self._limits = limits
 
     async def admit(
-        self, item: inference_pb2.InferItem, left_s: float, headers: dict[str, str]
+        self,
+        item: inference_pb2.InferItem,
+        left_s: float,
+        headers: dict[str, str],
+        *,
+        limited: bool = True,
     ) -> Admitted:
         """Check everything, then use the grant up.
 
         There is no await before the grant's use: of two items with one grant that arrive at once,
         one is admitted; with a state store also if they arrive at two replicas.
+
+        What is not `limited` goes in a batch: no limit by the minute counts for it.
 
         Raises:
             ServiceError: The first check that failed.
@@ -84,16 +91,21 @@ class Door:
         check_inputs(given, model.inputs)
         _search(vendor.provider, given)
         use = self._used.use(claims)
+        taken: Sequence[Bucket]
         remaining = left_s - (time.monotonic() - start)
         try:
-            taken = await self._limits.acquire(
-                vendor.provider,
-                model,
-                _caller(item),
-                _estimate(vendor, model, given),
-                grant=use,
-                left_s=remaining,
-            )
+            if limited:
+                taken = await self._limits.acquire(
+                    vendor.provider,
+                    model,
+                    _caller(item),
+                    _estimate(vendor, model, given),
+                    grant=use,
+                    left_s=remaining,
+                )
+            else:
+                await self._limits.use_grant(use, remaining)
+                taken = ()
         except (ResourceExhaustedError, DeadlineExceededError):
             self._used.release(claims)  # it may come again, once there is room
             raise

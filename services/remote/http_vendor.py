@@ -86,9 +86,9 @@ class HttpVendor:
             try:
                 parsed = self._dialect.answer(ask, _reply(response, content))
             except (AnswerError, ErrorInsideError, CutAnswerError) as error:
-                self._bill(ask.model, response, metering, None, len(body.content))
+                self._bill(ask.model, response.headers, metering, None, len(body.content))
                 raise self._broken(error) from None
-            self._meter(ask.model, response, metering, parsed, len(body.content))
+            self._meter(ask.model, response.headers, metering, parsed, len(body.content))
         self._check(ask.model, parsed.outputs, parsed.finish_reason)
         return Answer(parsed.outputs, parsed.finish_reason)
 
@@ -118,10 +118,53 @@ class HttpVendor:
                 raise self._broken(error) from None
             finally:
                 if parsed is None:
-                    self._bill(ask.model, response, metering, None, len(body.content))
+                    self._bill(ask.model, response.headers, metering, None, len(body.content))
                 else:
-                    self._meter(ask.model, response, metering, parsed, len(body.content))
+                    self._meter(ask.model, response.headers, metering, parsed, len(body.content))
         yield Answer((), parsed.finish_reason)
+
+    @property
+    def dialect(self) -> Dialect:
+        """The protocol, for what is asked in batches."""
+        return self._dialect
+
+    async def fetch(self, model: Model, body: Body, time_left_s: float) -> bytes:
+        """Ask for something beside an answer: a file, a batch. Time-outs and failures as `infer`.
+
+        Raises:
+            ServiceError: A row of `failures`.
+        """
+        metering = inference_pb2.Metering()
+        with tracing.errand(self._provider.name, body.path):
+            ask = Ask(model, (), time_left_s, {})
+            async with self._exchange(ask, body, metering) as response:
+                if response is None:
+                    raise failures.REFUSED_REQUEST.error(self._provider.name)
+                return await self._read(response, metering)
+
+    def read_one_of_many(
+        self, ask: Ask, reply: Reply, metering: inference_pb2.Metering, bytes_out: int
+    ) -> Answer:
+        """Read the answer to one request of a batch, which costs the batch's price.
+
+        Raises:
+            ServiceError: As `infer`.
+        """
+        if reply.status != 200:
+            special = self._dialect.refused(reply)
+            if special is True:
+                return Answer((), _FILTERED)
+            if isinstance(special, failures.Failure):
+                raise special.error(self._provider.name, http_status=str(reply.status))
+            raise failures.of_status(self._provider.name, reply.status, {}, 0.0)
+        try:
+            parsed = self._dialect.answer(ask, reply)
+        except (AnswerError, ErrorInsideError, CutAnswerError) as error:
+            self._bill(ask.model, {}, metering, None, bytes_out, bulk=True)
+            raise self._broken(error) from None
+        self._meter(ask.model, {}, metering, parsed, bytes_out, bulk=True)
+        self._check(ask.model, parsed.outputs, parsed.finish_reason)
+        return Answer(parsed.outputs, parsed.finish_reason)
 
     async def probe(self, time_left_s: float) -> None:
         """See `Adapter`. Whoever answers with less than 500 is there, if it takes our token."""
@@ -188,7 +231,7 @@ class HttpVendor:
     ) -> bool:
         """Return True for a refusal by content policy; raise for every other error status."""
         content = await self._read(response, metering)
-        self._bill(ask.model, response, metering, None, 0, answered=False)
+        self._bill(ask.model, response.headers, metering, None, 0, answered=False)
         special = self._dialect.refused(_reply(response, content))
         if special is True:
             return True
@@ -264,27 +307,30 @@ class HttpVendor:
     def _meter(
         self,
         model: Model,
-        response: aiohttp.ClientResponse,
+        headers: Mapping[str, str],
         metering: inference_pb2.Metering,
         parsed: Parsed,
         bytes_out: int,
+        *,
+        bulk: bool = False,
     ) -> None:
         tracing.model_answered(self._gen_ai, parsed)
         metering.reported_version = parsed.version[:128]
         if parsed.usage is not None:
             metering.input_tokens = parsed.usage.input_tokens
             metering.output_tokens = parsed.usage.output_tokens
-        self._bill(model, response, metering, parsed.usage, bytes_out)
+        self._bill(model, headers, metering, parsed.usage, bytes_out, bulk=bulk)
 
     def _bill(
         self,
         model: Model,
-        response: aiohttp.ClientResponse,
+        headers: Mapping[str, str],
         metering: inference_pb2.Metering,
         usage: Usage | None,
         bytes_out: int,
         *,
         answered: bool = True,
+        bulk: bool = False,
     ) -> None:
         """Fill in the cost: as the vendor reports it, else by its usage report and the price book.
 
@@ -292,7 +338,7 @@ class HttpVendor:
         unless it says so.
         """
         header = self._provider.cost_header
-        nanos = None if header is None else nanos_of_usd(response.headers.get(header))
+        nanos = None if header is None else nanos_of_usd(headers.get(header))
         basis = decision_pb2.COST_BASIS_REPORTED
         if nanos is None:
             price = price_on(model.price, day_of(self._clock.unix_us()))
@@ -301,7 +347,7 @@ class HttpVendor:
             if usage is None or not price.by_tokens:
                 basis = decision_pb2.COST_BASIS_ESTIMATED
             counted = usage or Usage(guess_tokens(bytes_out), guess_tokens(metering.bytes_in))
-            nanos = price.nanos(counted, bytes_out, metering.bytes_in)
+            nanos = price.nanos(counted, bytes_out, metering.bytes_in, bulk=bulk)
         metering.cost.currency_code = "USD"
         metering.cost.nanos = nanos
         metering.cost.basis = basis

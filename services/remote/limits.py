@@ -79,6 +79,19 @@ class Limits:
             raise used_already()
         raise _limited(provider, model, refusal.bucket, refusal)
 
+    async def use_grant(self, grant: GrantUse, left_s: float) -> None:
+        """Use a grant up, over all replicas, where no limit counts: a batch has the vendor's own.
+
+        Raises:
+            PermissionDeniedError: GRANT_USED.
+            DeadlineExceededError: The time was up.
+        """
+        if not self._shared:
+            return
+        claim = Claim((), grant=grant.id, remember_s=grant.remember_s)
+        if await self._store.take(claim, left_s) is not None:
+            raise used_already()
+
     async def settle(self, taken: Sequence[Bucket], tokens: int | None) -> None:
         """Correct the tokens that were taken to those that were used; None: not known."""
         if tokens is None:

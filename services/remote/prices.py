@@ -36,6 +36,7 @@ class Price(BaseModel):
         usd_per_million_cached_tokens: For tokens in that came from the vendor's cache; absent: as
             the others.
         usd_per_million_output_tokens: For tokens out.
+        bulk_share: What part of all that a call in a batch costs: 0.5 is half.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,14 +48,15 @@ class Price(BaseModel):
     usd_per_million_input_tokens: Usd = Decimal(0)
     usd_per_million_cached_tokens: Usd | None = None
     usd_per_million_output_tokens: Usd = Decimal(0)
+    bulk_share: Annotated[Decimal, BeforeValidator(_exact), Field(gt=0, le=1)] = Decimal(1)
 
     @property
     def by_tokens(self) -> bool:
         """Whether tokens are billed: without the vendor's count the cost is an estimate then."""
         return bool(self.usd_per_million_input_tokens or self.usd_per_million_output_tokens)
 
-    def nanos(self, usage: Usage, bytes_out: int, bytes_in: int) -> int:
-        """Return the price of a call; a part of a billionth counts as a whole one."""
+    def nanos(self, usage: Usage, bytes_out: int, bytes_in: int, *, bulk: bool = False) -> int:
+        """Return the price of a call, perhaps in a batch; a part of a billionth counts as one."""
         cached = self.usd_per_million_cached_tokens
         if cached is None:
             cached = self.usd_per_million_input_tokens
@@ -67,6 +69,8 @@ class Price(BaseModel):
             + cached * _NANOS_PER_TOKEN * usage.cached_input_tokens
             + self.usd_per_million_output_tokens * _NANOS_PER_TOKEN * usage.output_tokens
         )
+        if bulk:
+            total = total * self.bulk_share
         whole = int(total)
         return whole + (total != whole)
 

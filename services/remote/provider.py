@@ -86,7 +86,9 @@ class Dialect(Protocol):
     """One vendor's HTTP protocol, as pure functions over one provider file.
 
     It may have `auth` (another header than `Authorization` for the token), `sign` (writes the
-    headers itself, from the whole request) and `gen_ai` (what traces say of a language model).
+    headers itself, from the whole request), `gen_ai` (what traces say of a language model) and
+    `in_bulk` (its requests may go in a batch, as bulk_wire.py writes it; then `answer` must not
+    look at the question's tensors).
     """
 
     @property

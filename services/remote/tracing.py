@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from opentelemetry import context as otel
@@ -70,6 +71,14 @@ def attempt(item: inference_pb2.InferItem) -> Iterator[tuple[trace.Span, dict[st
         carrier: dict[str, str] = {}
         _w3c.inject(carrier)
         yield span, carrier
+
+
+def errand(provider: str, path: str) -> AbstractContextManager[trace.Span]:
+    """Return a span around a request that asks no model: a file's upload, a look at a batch."""
+    attributes = {names.PROVIDER: provider, names.PATH: "remote", URL_TEMPLATE: path}
+    return _tracer.start_as_current_span(
+        names.SPAN_BULK, kind=trace.SpanKind.CLIENT, attributes=attributes, record_exception=False
+    )
 
 
 def _passed_on(item: inference_pb2.InferItem) -> dict[str, str]:

@@ -21,6 +21,7 @@ from services.standin.engine import Engine, UnknownModelError
 from services.standin.faults import FAULT_HEADER, Fault, Schedule
 from services.standin.ledger import CLIENT_GONE, Entry, Ledger, plain
 from services.standin.oauth import TokenServer
+from services.standin.openai_batches import Batches
 from services.standin.settings import Settings
 from services.standin.wire import BODY, Wire
 
@@ -62,9 +63,11 @@ class Public:
     _random: random.Random = field(init=False)
     token_server: TokenServer = field(init=False)
     _tokens: dict[bytes, bool] = field(init=False)
+    _batches: Batches = field(init=False)
 
     def __post_init__(self) -> None:
         self.latency = Latency(self.settings.latency_ms, self.settings.jitter_ms)
+        self._batches = Batches(self.settings.batch_looks, self._fault)
         self._random = random.Random(self.settings.seed)  # noqa: S311 - jitter, not secrets
         self.token_server = TokenServer(self.settings.bearer, self.settings.oauth_lifetime_s)
         self._tokens = {self.settings.bearer.encode(): True}
@@ -93,6 +96,7 @@ class Public:
         for path in llm.BY_PATH:
             app.router.add_post(path, self._ask)
         app.router.add_get("/v1/models", self._list)
+        app.add_routes(self._batches.routes(self._allowed))
         app.router.add_post("/oauth/token", self.token_server.answer)
         return app
 
@@ -174,6 +178,27 @@ class Public:
             raise web.HTTPUnauthorized(text="a valid token is needed")
         data = [{"id": name, "object": "model"} for name in llm.MODELS]
         return web.json_response({"object": "list", "data": data})
+
+    def _allowed(self, handler: Handler) -> Handler:
+        """Check the token before a handler of files and batches; play faults of `batches`."""
+        wire = llm.BY_PATH["/v1/chat/completions"]
+
+        async def checked(request: web.Request) -> web.StreamResponse:
+            entry: Entry = request[_ENTRY]
+            self.ledger.keep(entry, await request.read())
+            fault = self._fault(request, "batches")
+            entry.fault = None if fault is None else fault.kind
+            early = None if fault is None else await self._play_before(request, fault)
+            if early is not None:
+                return early
+            may_ask = llm.authorized(wire, request, self._known())
+            if may_ask is None:
+                raise web.HTTPUnauthorized(text="a valid token is needed")
+            if not may_ask:
+                raise web.HTTPForbidden(text="this token may not ask")
+            return await handler(request)
+
+        return checked
 
     async def _ask(self, request: web.Request) -> web.StreamResponse:
         """Answer a question to a language model."""
@@ -378,6 +403,8 @@ def _error(
 ) -> web.Response:
     kept = {k: v for k, v in (headers or {}).items() if k.lower() != "content-type"}
     wire = llm.BY_PATH.get(request.path)
+    if wire is None and request.path.startswith(("/v1/files", "/v1/batches")):
+        wire = llm.BY_PATH["/v1/chat/completions"]
     document = {"error": message} if wire is None else wire.error(status, message, fault)
     return web.json_response(document, status=status, headers=kept)
 

@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     fault_header: bool = Field(
         default=True, description="Whether callers may ask for a fault by `x-standin-fault`."
     )
+    batch_looks: int = Field(
+        default=2, ge=1, description="A batch is complete once it was looked at so often."
+    )
     max_body_bytes: int = Field(default=16 * 2**20, ge=1, description="Larger bodies get 413.")
     log_entries: int = Field(default=2000, ge=0, description="Requests kept for the admin's log.")
     log_bytes: int = Field(default=64 * 2**20, ge=0, description="Bytes of bodies kept for it.")

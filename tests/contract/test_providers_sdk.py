@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -110,6 +111,36 @@ async def test_openai_embeddings(gpt) -> None:
         model="standin-embed", input=["aab", "c"], encoding_format="float", dimensions=3
     )
     assert sorted((e.index, e.embedding) for e in reply.data) == [(0, [2, 1, 0]), (1, [0, 0, 1])]
+
+
+async def test_openai_files_and_batches(gpt) -> None:
+    """A file of requests, a batch, and its answers by their own ids; one bad line fails alone."""
+    body = {"model": MODEL, "messages": ASKED}
+    url = "/v1/chat/completions"
+    lines = [
+        {"custom_id": "good", "method": "POST", "url": url, "body": body},
+        {"custom_id": "bad", "method": "POST", "url": url, "body": body | {"model": "ghost"}},
+    ]
+    content = "\n".join(json.dumps(line) for line in lines).encode()
+    file = await gpt.files.create(file=("batch.jsonl", content), purpose="batch")
+    batch = await gpt.batches.create(
+        input_file_id=file.id, endpoint=url, completion_window="24h", metadata={"job": "j-1"}
+    )
+    assert batch.status == "validating"
+    while batch.status not in ("completed", "failed"):
+        batch = await gpt.batches.retrieve(batch.id)
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (1, 1)
+    (good,) = (await gpt.files.content(batch.output_file_id)).text.splitlines()
+    (bad,) = (await gpt.files.content(batch.error_file_id)).text.splitlines()
+    said = json.loads(good)["response"]["body"]
+    assert openai.types.chat.ChatCompletion(**said).choices[0].message.content == SAID
+    assert (json.loads(bad)["custom_id"], json.loads(bad)["response"]["status_code"]) == (
+        "bad",
+        404,
+    )
+    assert [one.metadata async for one in gpt.batches.list(limit=1)] == [{"job": "j-1"}]
+    with pytest.raises(openai.NotFoundError):
+        await gpt.batches.create(input_file_id="file-none", endpoint=url, completion_window="24h")
 
 
 async def test_openai_errors(gpt, standin) -> None:

@@ -76,6 +76,7 @@ class Dialect:
 
     probe_path = "/models"
     gen_ai = GenAi("chat", "openai")
+    in_bulk = True
 
     def __init__(self, provider: Provider) -> None:
         del provider

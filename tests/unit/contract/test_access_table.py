@@ -10,7 +10,7 @@ from services.chassis.identity import read_access_table
 from tests.support import ACCESS_FILE
 from twinpath.audit.v1 import audit_pb2
 from twinpath.features.v1 import features_pb2
-from twinpath.inference.v1 import inference_pb2, model_control_pb2
+from twinpath.inference.v1 import bulk_pb2, inference_pb2, model_control_pb2
 from twinpath.router.v1 import router_pb2
 
 TABLE = read_access_table(ACCESS_FILE)
@@ -29,7 +29,7 @@ IDENTITIES = {
 
 ROUTER, FEATURES = "/twinpath.router.v1.Router", "/twinpath.features.v1.Features"
 INFERENCE, AUDIT = "/twinpath.inference.v1.Inference", "/twinpath.audit.v1.Audit"
-CONTROL = "/twinpath.inference.v1.ModelControl"
+CONTROL, BULK = "/twinpath.inference.v1.ModelControl", "/twinpath.inference.v1.Bulk"
 EXPECTED: dict[str, set[str]] = {
     f"{ROUTER}/Infer": {"role:caller", "role:operator"},
     f"{ROUTER}/InferStream": {"role:caller", "role:operator"},
@@ -44,6 +44,9 @@ EXPECTED: dict[str, set[str]] = {
     f"{INFERENCE}/Infer": {"service:router"},
     f"{INFERENCE}/InferStream": {"service:router"},
     f"{INFERENCE}/Describe": {"service:router", "role:operator"},
+    f"{BULK}/SubmitBulk": {"service:router"},
+    f"{BULK}/GetBulk": {"service:router"},
+    f"{BULK}/CancelBulk": {"service:router"},
     f"{CONTROL}/LoadModel": {"role:operator"},
     f"{CONTROL}/UnloadModel": {"role:operator"},
     f"{CONTROL}/SetServing": {"role:operator"},
@@ -69,7 +72,14 @@ def every_method() -> list[str]:
     """Return each RPC of each contract."""
     return [
         f"/{service.full_name}/{method.name}"
-        for module in (router_pb2, features_pb2, inference_pb2, model_control_pb2, audit_pb2)
+        for module in (
+            router_pb2,
+            features_pb2,
+            inference_pb2,
+            bulk_pb2,
+            model_control_pb2,
+            audit_pb2,
+        )
         for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     ]

@@ -261,6 +261,7 @@ def test_both_paths_have_the_same_service(
     assert services == [
         "twinpath.audit.v1.Audit",
         "twinpath.features.v1.Features",
+        "twinpath.inference.v1.Bulk",  # remote alone: Triton has no price for waiting
         "twinpath.inference.v1.Inference",
         "twinpath.inference.v1.ModelControl",  # local alone: loading is no part of asking
         "twinpath.router.v1.Router",

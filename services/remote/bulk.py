@@ -1,0 +1,297 @@
+"""Bulk jobs: many items in one batch of a vendor's, through the door, resumable by any replica.
+
+A job's batch is made in two steps, a file and then the batch, and either may be cut off. Before a
+file is there, nothing was asked, and the job has failed. From then on whoever looks goes on: the
+batch is looked for under the job's id first, so that it is not made twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import grpc
+
+from services.chassis.errors import (
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    ServiceError,
+    to_status,
+)
+from services.remote import bulk_wire, failures
+from services.remote.bulk_jobs import Job, Jobs, Sent
+from services.remote.catalog import Model
+from services.remote.door import Admitted, Door
+from services.remote.failures import Failure
+from services.remote.http_vendor import HttpVendor
+from services.remote.provider import Ask
+from services.remote.vendors import Vendor, Vendors
+from services.remote.wire import AnswerError, Body, Reply
+from twinpath.inference.v1 import bulk_pb2, inference_pb2
+
+_EXPIRED = Failure(DeadlineExceededError, "VENDOR_BATCH_EXPIRED", "its batch ran out of time")
+_INTERRUPTED = "BULK_INTERRUPTED"
+_BATCH_FAILED = "VENDOR_BATCH_FAILED"
+_PAGES = 10
+# Of these it is not known whether the vendor did what it was asked.
+_MAYBE_DONE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A vendor that takes batches, with the job's model."""
+
+    vendor: Vendor
+    adapter: HttpVendor
+    model: Model
+    time_left_s: float
+
+    async def fetch(self, body: Body) -> bytes:
+        """Ask the vendor; raises ServiceError."""
+        return await self.adapter.fetch(self.model, body, self.time_left_s)
+
+
+class Bulk:
+    """Makes, looks at and ends jobs.
+
+    Args:
+        vendors: The vendors of the catalog.
+        door: Admits items.
+        jobs: What is known of jobs.
+    """
+
+    def __init__(self, vendors: Vendors, door: Door, jobs: Jobs) -> None:
+        self._vendors = vendors
+        self._door = door
+        self._jobs = jobs
+
+    async def submit(
+        self, job_id: str, items: Sequence[inference_pb2.InferItem], left_s: float
+    ) -> bulk_pb2.BulkJob:
+        """Send the items that the door admits; the same id again changes nothing.
+
+        Raises:
+            ServiceError: The vendor has no batches, the state store is away, an item names
+                another model than the first.
+        """
+        first = items[0]
+        place = self._place(first.provider, first.model, first.version, left_s)
+        named = {(item.provider, item.model, item.version) for item in items}
+        if len(named) != 1:
+            fault = ("items", "must name one provider, model and version")
+            raise InvalidArgumentError("INVALID_FIELDS", ": ".join(fault), violations=[fault])
+        job = Job(job_id, first.provider, first.model, first.version)
+        async with self._jobs.working(job_id) as mine:
+            if not mine or not await self._jobs.create(job):
+                known = await self._jobs.load(job_id)
+                return _described(known or job)
+            requests: list[tuple[str, Body]] = []
+            for number, item in enumerate(items):
+                sent, body = await self._admitted(place, item, left_s)
+                job.items.append(sent)
+                if body is not None:
+                    requests.append((str(number), body))
+            if requests:
+                base = urlsplit(place.vendor.provider.base_url).path.rstrip("/")
+                job.endpoint = base + requests[0][1].path
+                await self._upload(place, job, bulk_wire.upload(requests, base))
+            await self._jobs.save(job)
+            if job.file and not job.failed:
+                await self._start(place, job)
+        return _described(job)
+
+    async def get(self, job_id: str, left_s: float) -> bulk_pb2.BulkJob:
+        """Look how far a job is, and go on with one that was cut off.
+
+        Raises:
+            ServiceError: BULK_UNKNOWN, a row of `failures`, or the state store is away.
+        """
+        job = await self._known(job_id)
+        if job.failed or not _awaited(job):
+            return _described(job)
+        place = self._place(job.provider, job.model, job.version, left_s)
+        if not job.batch:
+            async with self._jobs.working(job_id) as mine:
+                if not mine:  # it is being made
+                    return _described(job)
+                job = await self._known(job_id)
+                await self._resume(place, job)
+            if not job.batch:
+                return _described(job)
+        status, files = self._read(place, await place.fetch(bulk_wire.look(job.batch)))
+        if status == bulk_wire.FAILED:
+            job.failed = _BATCH_FAILED
+            await self._jobs.save(job)
+        if status not in bulk_wire.ENDED:
+            return _described(job)
+        found: dict[str, tuple[Reply | None, str]] = {}
+        for file in files:
+            content = await place.fetch(bulk_wire.content_of(file))
+            try:
+                found |= bulk_wire.answers(content)
+            except AnswerError as error:
+                raise _invalid(job.provider, error) from None
+        return self._results(place, job, found)
+
+    async def cancel(self, job_id: str, left_s: float) -> bulk_pb2.BulkJob:
+        """End a job. Raises ServiceError as `get`."""
+        job = await self._known(job_id)
+        if job.batch and not job.failed:
+            place = self._place(job.provider, job.model, job.version, left_s)
+            await place.fetch(bulk_wire.cancel(job.batch))
+        return await self.get(job_id, left_s)
+
+    # ---- making the batch -------------------------------------------------------------------
+
+    async def _admitted(
+        self, place: _Place, item: inference_pb2.InferItem, left_s: float
+    ) -> tuple[Sent, Body | None]:
+        """Take an item through the door; one that is refused stands in the job with its reason."""
+        try:
+            admitted: Admitted = await self._door.admit(item, left_s, {}, limited=False)
+            body = place.adapter.dialect.body(admitted.ask, stream=False)
+        except ServiceError as error:
+            result = inference_pb2.InferResult(id=item.context.id, status=to_status(error))
+            return Sent(item.context.id, refused=result.SerializeToString().hex()), None
+        digest = hashlib.sha256(body.content).hexdigest()
+        return Sent(item.context.id, digest, len(body.content)), body
+
+    async def _upload(self, place: _Place, job: Job, body: Body) -> None:
+        try:
+            job.file = self._id(place, await place.fetch(body))
+        except ServiceError as error:
+            job.failed = error.reason  # without a file nothing was asked
+
+    async def _start(self, place: _Place, job: Job) -> None:
+        """Make the batch; if nobody knows whether it was made, a later look finds out."""
+        body = bulk_wire.create(job.id, job.file, job.endpoint)
+        try:
+            job.batch = self._id(place, await place.fetch(body))
+        except ServiceError as error:
+            if error.code in _MAYBE_DONE:
+                return
+            job.failed = error.reason
+        await self._jobs.save(job)
+
+    async def _resume(self, place: _Place, job: Job) -> None:
+        """Go on with a job whose batch nobody knows of, and that nobody is making."""
+        if not job.file:
+            job.failed = _INTERRUPTED
+            await self._jobs.save(job)
+            return
+        after = ""
+        for _ in range(_PAGES):
+            try:
+                job.batch, after = bulk_wire.page(
+                    await place.fetch(bulk_wire.newest(after)), job.id
+                )
+            except AnswerError as error:
+                raise _invalid(job.provider, error) from None
+            if job.batch:
+                await self._jobs.save(job)
+                return
+            if not after:
+                break
+        await self._start(place, job)
+
+    # ---- reading the answers ----------------------------------------------------------------
+
+    def _results(
+        self, place: _Place, job: Job, found: Mapping[str, tuple[Reply | None, str]]
+    ) -> bulk_pb2.BulkJob:
+        done = _described(job)
+        done.state = bulk_pb2.BULK_STATE_DONE
+        del done.results[:]
+        for number, sent in enumerate(job.items):
+            if sent.refused:
+                done.results.append(_refused(sent))
+            else:
+                said = found.get(str(number), (None, ""))
+                done.results.append(self._result(place, job, sent, *said))
+        return done
+
+    def _result(
+        self, place: _Place, job: Job, sent: Sent, reply: Reply | None, code: str
+    ) -> inference_pb2.InferResult:
+        result = inference_pb2.InferResult(id=sent.id)
+        metering = result.metering
+        metering.sent = True
+        metering.bytes_out = sent.size
+        metering.wire_digest = bytes.fromhex(sent.digest)
+        try:
+            if reply is None:
+                raise _EXPIRED.error(job.provider, vendor_code=code[:64])
+            metering.bytes_in = len(reply.content)
+            ask = Ask(place.model, (), place.time_left_s, {})
+            answer = place.adapter.read_one_of_many(ask, reply, metering, sent.size)
+        except ServiceError as error:
+            result.status.CopyFrom(to_status(error))
+            return result
+        self._vendors.reported(job.provider, place.model, metering.reported_version)
+        result.outputs.extend(answer.outputs)
+        result.finish_reason = answer.finish_reason
+        return result
+
+    # ---- what all of them need --------------------------------------------------------------
+
+    async def _known(self, job_id: str) -> Job:
+        job = await self._jobs.load(job_id)
+        if job is None:
+            raise NotFoundError("BULK_UNKNOWN", "there is no such job", metadata={"job": job_id})
+        return job
+
+    def _place(self, provider: str, model: str, version: str, left_s: float) -> _Place:
+        vendor = self._vendors.find(provider)
+        adapter = vendor.adapter
+        if not isinstance(adapter, HttpVendor) or not getattr(adapter.dialect, "in_bulk", False):
+            raise FailedPreconditionError(
+                "BULK_UNSUPPORTED",
+                f"vendor {provider}: its protocol has no batches here",
+                metadata={"provider": provider},
+            )
+        return _Place(vendor, adapter, self._vendors.find_model(vendor, model, version), left_s)
+
+    def _id(self, place: _Place, content: bytes) -> str:
+        try:
+            return bulk_wire.id_of(content)
+        except AnswerError as error:
+            raise _invalid(place.vendor.provider.name, error) from None
+
+    def _read(self, place: _Place, content: bytes) -> tuple[str, list[str]]:
+        try:
+            return bulk_wire.state(content)
+        except AnswerError as error:
+            raise _invalid(place.vendor.provider.name, error) from None
+
+
+def _invalid(provider: str, error: AnswerError) -> ServiceError:
+    return failures.ANSWER_INVALID.error(provider, rule=error.rule)
+
+
+def _awaited(job: Job) -> bool:
+    """Whether an answer may come; a job that is being made has no items yet."""
+    return not job.items or any(sent.digest for sent in job.items)
+
+
+def _refused(sent: Sent) -> inference_pb2.InferResult:
+    return inference_pb2.InferResult.FromString(bytes.fromhex(sent.refused))
+
+
+def _described(job: Job) -> bulk_pb2.BulkJob:
+    state = bulk_pb2.BULK_STATE_RUNNING
+    if job.failed:
+        state = bulk_pb2.BULK_STATE_FAILED
+    elif not _awaited(job):
+        state = bulk_pb2.BULK_STATE_DONE
+    return bulk_pb2.BulkJob(
+        id=job.id,
+        state=state,
+        reason=job.failed,
+        items=len(job.items),
+        results=[_refused(sent) for sent in job.items if sent.refused],
+        vendor_batch_id=job.batch,
+    )
