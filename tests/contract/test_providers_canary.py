@@ -1,7 +1,8 @@
 """Marked restricted values down every road that the remote service has: the vendor sees none.
 
-The roads above it (retry, hedge, fallback, cache, replay) are the router's; whatever they bring
-here passes this door. The positive control sends the same values as internal data.
+The roads above it (retry, hedge, fallback, cache, replay) are the router's, and are walked in
+tests/integration/test_canary.py; whatever they bring here passes this door. The positive control
+sends the same values as internal data.
 """
 
 from __future__ import annotations
