@@ -83,6 +83,8 @@ def decision(reply: router_pb2.InferResponse) -> RenderableType:
         table.add_row("note", Text("the answer is cut: the length limit was met", style="yellow"))
     for line in _handling(reply.feature_handling):
         table.add_row("feature", line)
+    if reply.filters_applied:
+        table.add_row("filters", Text(", ".join(reply.filters_applied)))
     for number, attempt in enumerate(reply.attempts, start=1):
         if len(reply.attempts) > 1 or attempt.code:
             table.add_row(f"attempt {number}", _attempt(attempt))
@@ -142,6 +144,8 @@ def input_facts(reply: router_pb2.ExplainResponse) -> RenderableType:
         table.add_row("input digest", reply.input_digest.hex())
     for line in _handling(reply.feature_handling):
         table.add_row("feature", line)
+    if reply.filters_applied:
+        table.add_row("filters", Text(", ".join(reply.filters_applied)))
     lineage = reply.lineage
     if lineage.feature_service:
         views = ", ".join(view.view for view in lineage.views)
