@@ -78,6 +78,7 @@ async def build(settings: LocalSettings, stack: AsyncExitStack) -> Service:
         price,
         concurrency=settings.model_concurrency,
         waiting=settings.model_waiting,
+        batch_requests=settings.batch_requests,
         traffic=traffic,
     )
     servicer = LocalServicer(items, Streams(items, fleet, clock), models, clock)

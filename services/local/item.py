@@ -16,7 +16,7 @@ from services.local.lanes import Lanes, Road
 from services.local.limits import Gate, Pass
 from services.local.models import Known
 from services.local.pace import Pace
-from services.local.prepare import Prepared, ask, check_output, prepare
+from services.local.prepare import BATCH_RANK, Prepared, ask, check_output, prepare
 from services.local.traffic import Traffic
 from services.local.triton import Answer
 from services.local.usage import Price
@@ -82,6 +82,7 @@ class Items:
         *,
         concurrency: int = 64,
         waiting: int = 512,
+        batch_requests: int = 2,
         traffic: Traffic | None = None,
     ) -> None:
         self.traffic = traffic or Traffic()
@@ -90,6 +91,7 @@ class Items:
         self._price = price
         self._limits = (concurrency, waiting)
         self._gates: dict[str, Gate] = {}
+        self._batch_gate = Gate(batch_requests, batch_requests + waiting)
         self._lanes: Lanes[_Work] = Lanes(self._send)
 
     async def run(
@@ -221,10 +223,22 @@ class Items:
         self._end(works)
 
     async def _ask(self, works: list[_Work]) -> None:
-        """Ask, check, and write each item's part and metering. Raises what befell them all."""
+        """Ask, check, and write each item's part and metering. Raises what befell them all.
+
+        Batch jobs take turns, whatever their models: Triton's instances share one machine, and
+        what all of them together may take of it at once is little.
+        """
         prepared = [work.prepared for work in works if work.prepared is not None]
-        first = prepared[0]
         deadline = max([p.deadline for p in prepared])
+        if prepared[0].rank < BATCH_RANK:
+            await self._ask_now(works, prepared, deadline)
+            return
+        left = deadline - self._clock.monotonic()
+        async with self._batch_gate.pass_through(0, left):
+            await self._ask_now(works, prepared, deadline)
+
+    async def _ask_now(self, works: list[_Work], prepared: list[Prepared], deadline: float) -> None:
+        first = prepared[0]
         rows = [p.rows for p in prepared]
         async with self.gate(first, deadline):
             for work in works:

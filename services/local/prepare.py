@@ -29,7 +29,7 @@ _RANKS = {
     context_pb2.PRIORITY_NORMAL: 1,
     context_pb2.PRIORITY_BATCH: 2,
 }
-_LOWEST = max(_RANKS.values())
+BATCH_RANK = _LOWEST = max(_RANKS.values())
 
 
 class Prepared:

@@ -96,6 +96,12 @@ class LocalSettings(ServiceSettings):
     model_concurrency: int = Field(
         default=64, ge=1, description="inferences of one model in flight at once"
     )
+    batch_requests: int = Field(
+        default=2,
+        ge=1,
+        description="requests of priority BATCH with Triton at once, all models together, so that "
+        "a batch job leaves most of the machine to others",
+    )
     model_waiting: int = Field(
         default=512, ge=0, description="inferences of one model that wait; more are refused"
     )

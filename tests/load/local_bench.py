@@ -222,7 +222,7 @@ async def measure(callers: list[int], seconds: float) -> dict[str, Any]:
         singles = [batch(1, number) for number in range(100)]
         wholes = [batch(BATCH, BATCH * number) for number in range(10)]
         await bench.ask_local(wholes, 2, 1)
-        rows = []
+        rows: list[dict[str, Any]] = []
         for count in callers:
             echo = await closed_loop(
                 bench.echo, ECHO_METHOD, singles, callers=count, seconds=seconds
@@ -241,7 +241,7 @@ async def measure(callers: list[int], seconds: float) -> dict[str, Any]:
                     "ratio": unary.rate / echo.rate,
                 }
             )
-        batches = []
+        batches: list[dict[str, Any]] = []
         for count in (1, 4):
             many = await closed_loop(
                 bench.triton.url, TRITON_INFER, [direct(BATCH)], callers=count, seconds=seconds

@@ -41,6 +41,7 @@ class Name(StrEnum):
     TRITON_STOP = "triton-stop"
     AUDIT_KILL = "audit-kill"
     REDIS_KILL = "redis-kill"
+    NOISY = "noisy"
     ALL = "all"
 
 

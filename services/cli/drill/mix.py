@@ -75,6 +75,16 @@ def marked(
     return request
 
 
+def interactive(number: int) -> Question:
+    """The mix of `noisy`: somebody waits for each answer, and the local path gives it."""
+    if number % _EVERY == _EVERY - 1:
+        return restricted(number, number // _EVERY)
+    request = about(DIABETES, number)
+    request.priority = context_pb2.PRIORITY_INTERACTIVE
+    request.only_path = context_pb2.PATH_LOCAL
+    return Question(INTERACTIVE, request)
+
+
 def overloading(number: int) -> Question:
     """The mix of `overload`: a sixth is interactive, half is normal, the rest is batch.
 

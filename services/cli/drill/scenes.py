@@ -10,6 +10,7 @@ from types import MappingProxyType
 from services.cli.drill import mix
 from services.cli.drill.arena import Arena
 from services.cli.drill.faultproxy import Faults
+from services.cli.drill.noisy import Noise
 from services.cli.drill.targets import Targets
 from twinpath.common.v1 import context_pb2
 
@@ -94,8 +95,20 @@ _DEAD = Targets(success=0.99, after_opening=0.999, open_s=1.0, close_s=10.0)
 _IMPAIRED = Targets(success=0.99)
 _VENDOR, _TRITON = "diabetes_large", "diabetes_small"
 
+_noise = Noise()
+
 DRILLS: Mapping[str, Drill] = MappingProxyType(
     {
+        "noisy": Drill(
+            "a batch job asks two other models of the same Triton, as fast as it is answered",
+            LOCAL,
+            "",
+            _noise.begin,
+            _noise.end,
+            Targets(success=0.99, p99_times=2.0),
+            question=mix.interactive,
+            counted=(mix.INTERACTIVE,),
+        ),
         "outage": Drill(
             "the vendor's port is closed, open connections are reset",
             REMOTE,

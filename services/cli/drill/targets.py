@@ -17,6 +17,7 @@ class Targets:
         open_s: Longest time from the fault until the plan leaves the broken candidate out.
         close_s: Longest time from the healing until it is back.
         normal_s: Longest time from the healing until all is as before.
+        p99_times: How many times that of before the p99 may be while the fault lasts.
     """
 
     success: float
@@ -24,6 +25,7 @@ class Targets:
     open_s: float | None = None
     close_s: float | None = None
     normal_s: float | None = None
+    p99_times: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ def judge(targets: Targets, report: Report, restricted_at_vendor: int) -> list[C
         _most("time to open", targets.open_s, report.time_to_open_s),
         _most("time to close", targets.close_s, report.time_to_close_s),
         _most("back to normal", targets.normal_s, report.normal_after_s),
+        _times(targets.p99_times, report),
     ]
     left = Check(
         "restricted at the vendor", "= 0", float(restricted_at_vendor), restricted_at_vendor == 0
@@ -62,3 +65,12 @@ def _most(name: str, wanted: float | None, seen: float | None) -> Check | None:
     if wanted is None:
         return None
     return Check(name, f"<= {wanted:g} s", seen, seen is not None and seen <= wanted)
+
+
+def _times(wanted: float | None, report: Report) -> Check | None:
+    if wanted is None:
+        return None
+    before, during = report.before.p99_ms, report.during.p99_ms
+    seen = None if not before or during is None else during / before
+    held = seen is not None and seen <= wanted
+    return Check("p99 during / before", f"<= {wanted:g} times", seen, held)
