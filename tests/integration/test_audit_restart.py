@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 
 import pytest
 
-from services.audit import tree_file
+from services.audit import filesystem, frames, tree_file
 from services.audit.filesystem import OsFileSystem
 from services.audit.journal import Journal
 from services.audit.merkle import HASH_SIZE
 from services.audit.verify import verify_directory
-from services.chassis.errors import DataLossError
+from services.chassis.errors import DataLossError, ResourceExhaustedError, from_status
 from tests import support
 from tests.integration.test_audit_service import entry, service, vkeys
 from twinpath.audit.v1 import audit_pb2
@@ -92,3 +93,50 @@ async def test_a_damaged_payload_is_found_without_being_asked_for(tmp_path):
         assert isinstance(refused, DataLossError)
         named = int(refused.message.split("record ")[1].split(":")[0])
         assert first <= named < first + 8
+
+
+async def test_a_torn_tail_is_cut_and_said(tmp_path, caplog):
+    """What a crash left of an unfinished batch goes, with a word; what was acknowledged stays."""
+    await filled(tmp_path, count=5)
+    segment = max((tmp_path / "audit" / "log").glob("*.seg"))
+    whole = segment.read_bytes()
+    batch = b"".join(frames.batch(5, [b"nobody was told", b"about these"])[0])
+    segment.write_bytes(whole + batch[:-3])
+    async with service(tmp_path, **SMALL) as calls:
+        assert segment.read_bytes() == whole
+        (result,) = await calls.append(entry("next"))
+        assert result.leaf_index == 5
+        auditor = await calls.by("auditor")
+        for n in range(5):
+            found = await auditor.Get(audit_pb2.GetRequest(decision_id=f"d{n}"))
+            assert found.records[0].leaf_index == n
+    (said,) = [line for line in caplog.records if "unfinished batch" in line.message]
+    assert (said.segment, said.bytes) == (segment.name, len(batch) - 3)
+
+
+async def test_a_full_disk_refuses_each_record_and_goes_on_when_there_is_room(
+    tmp_path, monkeypatch
+):
+    """RESOURCE_EXHAUSTED while nothing fits; nothing half is left behind, and then it works."""
+    room = [True]
+    write = filesystem._OsAppender.write
+
+    def full(self, buffers) -> None:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        write(self, buffers)
+
+    monkeypatch.setattr(filesystem._OsAppender, "write", full)
+    async with service(tmp_path) as calls:
+        assert (await calls.append(entry("before")))[0].status.code == 0
+        room[0] = False
+        for n in range(3):
+            error = from_status((await calls.append(entry(f"d{n}")))[0].status)
+            assert isinstance(error, ResourceExhaustedError)
+            assert error.reason == "LOG_DISK_FULL"
+        room[0] = True
+        (result,) = await calls.append(entry("d0"))
+        assert (result.status.code, result.leaf_index) == (0, 1)
+    report = verify_directory(tmp_path / "audit" / "log", vkeys(tmp_path))
+    assert report.ok, report.breaks
+    assert report.size == 2
