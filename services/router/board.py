@@ -234,7 +234,7 @@ class Board:
             gauge.breaker.record(permit, now, ok=ok, slow=seconds > slow_after_s)
             if not was_closed and gauge.breaker.state(now) is Breaking.CLOSED:
                 gauge.ramp.begin(now)
-            if candidate.cutover is not None:
+            if candidate.cutover is not None and was_closed:  # an outage is the breaker's matter
                 gauge.cutover(candidate.cutover).observe(now, ok=ok, seconds=seconds)
         if error is None or timed_out:
             gauge.estimator.observe(now, size_class, seconds, censored=timed_out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.chassis.errors import ServiceError, UnavailableError
@@ -81,6 +81,7 @@ def test_who_is_still_bad_on_return_stays_away_longer() -> None:
     assert now - left <= 5
 
 
+@settings(deadline=None)
 @given(
     cut=st.lists(st.booleans(), min_size=1, max_size=6),
     ready=st.lists(st.booleans(), min_size=6, max_size=6),
@@ -162,3 +163,22 @@ async def test_restricted_traffic_does_not_cut_over_to_a_vendor() -> None:
         except ServiceError:
             continue
     assert world.remote.items == []
+
+
+async def test_an_outage_is_the_breakers_matter_alone() -> None:
+    """While the breaker is open or probing nothing is held against it: once closed, it is back."""
+    world = World()
+    criteria = Criteria(
+        failure_rate=0.2, minimum_calls=6, window_s=60, return_after_s=1000, return_max_s=1000
+    )
+    task = world.catalog.tasks["diabetes_progression"]
+    world.catalog.tasks[task.name] = task.model_copy(update={"cutover": criteria})
+    world.local.behave = lambda item: failure(item, DOWN)
+    for _ in range(100):
+        world.clock.now += 0.2
+        await world.decide()
+    world.local.behave = None
+    for _ in range(40):
+        world.clock.now += 0.2
+        reply = await world.decide()
+    assert reply.answered_by.path == context_pb2.PATH_LOCAL
