@@ -126,6 +126,7 @@ class ToleranceSpec(_Strict):
 class OutputSpec(_Strict):
     """One tensor of the output contract; the filter refuses what does not fit.
 
+    `min` and `max` are for numbers, `one_of` and `max_len` (characters) for each text.
     Replays compare floating-point outputs within `tolerance`, and others for equality.
     """
 
@@ -134,7 +135,17 @@ class OutputSpec(_Strict):
     shape: list[int]
     min: float | None = None
     max: float | None = None
+    one_of: tuple[str, ...] = ()
+    max_len: int | None = Field(default=None, ge=1)
     tolerance: ToleranceSpec = Field(default_factory=ToleranceSpec)
+
+    @model_validator(mode="after")
+    def _rules_fit(self) -> OutputSpec:
+        text, number = bool(self.one_of or self.max_len), (self.min, self.max) != (None, None)
+        if number if self.datatype == "BYTES" else text:
+            rules = "min and max" if number else "one_of and max_len"
+            raise ValueError(f"{self.name} is {self.datatype}, which {rules} are not for")
+        return self
 
     @model_validator(mode="after")
     def _only_floats_have_one(self) -> OutputSpec:

@@ -151,6 +151,8 @@ def _fault(spec: OutputSpec, tensor: tensor_pb2.Tensor) -> str:
         return error.message
     if array.size == 1 and array.dtype.kind in "iuf":  # the usual case, ten times as fast
         return _fault_of_one(spec, array.item())
+    if spec.one_of or spec.max_len:
+        return _fault_of_texts(spec, array.reshape(-1).tolist())
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         return "is not finite"
     if array.dtype.kind in "iuf" and array.size:
@@ -168,4 +170,14 @@ def _fault_of_one(spec: OutputSpec, value: float) -> str:
         return "is below its range"
     if spec.max is not None and value > spec.max:
         return "is above its range"
+    return ""
+
+
+def _fault_of_texts(spec: OutputSpec, elements: Sequence[bytes]) -> str:
+    for element in elements:
+        text = element.decode("utf-8", "surrogateescape")
+        if spec.one_of and text not in spec.one_of:
+            return "is none of the texts that it may be"
+        if spec.max_len is not None and len(text) > spec.max_len:
+            return f"is longer than {spec.max_len} characters"
     return ""

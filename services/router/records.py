@@ -142,7 +142,10 @@ def _record(
         record.arm = decision.plan.arm
     if decision.assembled is not None:
         record.feature_handling.extend(decision.assembled.handling)
-        record.filters_applied.extend(decision.filters_applied)
+        # An INTENT is about what may leave; its record may be made while an answer is looked at.
+        before = kind == record_pb2.RECORD_KIND_INTENT
+        made = decision.assembled.filters if before else decision.filters_applied
+        record.filters_applied.extend(made)
     return record
 
 

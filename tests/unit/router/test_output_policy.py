@@ -127,6 +127,37 @@ async def test_without_a_policy_an_output_is_left_alone() -> None:
     assert said((await world.note("A note.")).outputs) == world.says
 
 
+@pytest.mark.parametrize(
+    ("rule", "good", "bad"),
+    [({"one_of": ["benign", "malignant"]}, "benign", "Benign?"), ({"max_len": 4}, "four", "fives")],
+)
+async def test_a_text_that_breaks_its_contract_is_no_answer(
+    rule: dict[str, Any], good: str, bad: str
+) -> None:
+    """A label that is none, a text that is too long: a failed attempt, without the text."""
+    outputs = [{"name": "text_output", "datatype": "BYTES", "shape": [-1], **rule}]
+    world = Filtered(outputs=outputs)
+    world.says = good
+    assert said((await world.note("A note.")).outputs) == good
+    world.says = bad
+    with pytest.raises(UnavailableError) as caught:
+        await world.note("Another note.")
+    assert set(caught.value.metadata.values()) == {"OUTPUT_CONTRACT"}
+    assert bad not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "rule"), [("BYTES", {"min": 0.0}), ("FP32", {"one_of": ["a"]}), ("INT64", {"max_len": 1})]
+)  # fmt: skip
+def test_a_rule_for_another_type_is_refused_at_load(
+    tmp_path: Path, datatype: str, rule: dict[str, Any]
+) -> None:
+    """A range for a text or a label for a number would never be looked at."""
+    outputs = [{"name": "text_output", "datatype": datatype, "shape": [-1], **rule}]
+    with pytest.raises(FileError, match="are not for"):
+        CatalogKeeper(catalog_with(tmp_path, outputs=outputs), 1.0)
+
+
 UNSAFE = [
     "<script>alert(1)</script>",
     "<SCRIPT src=//evil.example/x.js>",
