@@ -232,9 +232,13 @@ class Board:
         else:
             was_closed = gauge.breaker.state(now) is Breaking.CLOSED
             gauge.breaker.record(permit, now, ok=ok, slow=seconds > slow_after_s)
-            if not was_closed and gauge.breaker.state(now) is Breaking.CLOSED:
+            is_closed = gauge.breaker.state(now) is Breaking.CLOSED
+            if is_closed and not was_closed:
                 gauge.ramp.begin(now)
-            if candidate.cutover is not None and was_closed:  # an outage is the breaker's matter
+            if was_closed and not is_closed:  # an outage: from here on the breaker's matter alone
+                for cutover in gauge.cutovers.values():
+                    cutover.forget()
+            elif was_closed and candidate.cutover is not None:
                 gauge.cutover(candidate.cutover).observe(now, ok=ok, seconds=seconds)
         if error is None or timed_out:
             gauge.estimator.observe(now, size_class, seconds, censored=timed_out)

@@ -90,6 +90,11 @@ class Cutover:
         if now - self._missed_since >= self._config.for_s:
             self._cut(now, reason)
 
+    def forget(self) -> None:
+        """Forget the calls so far; who is cut over stays so until its time."""
+        self._calls.clear()
+        self._missed_since = None
+
     def _missed(self, now: float) -> str:
         """Return which criterion is missed; empty: none."""
         config, calls = self._config, self._calls
