@@ -225,11 +225,11 @@ def skew(
     Asks the running service, or with --samples reads what it kept. Exits with 1 when they are not
     the same. On-demand views are compared by their inputs.
     """
-    from services.cli import features_skew  # noqa: PLC0415 - imports Feast: seconds
-
     if samples is not None and key_file is None:
         console.show_problem("no comparison", "--samples needs --key-file: samples hold no keys")
         raise SystemExit(1)
+    from services.cli import features_skew  # noqa: PLC0415 - imports Feast: seconds
+
     rows = [{key: _scalar(value) for key, value in parse_pairs(entity or [], "--entity").items()}]
 
     async def work(mesh: client.Connection) -> features_pb2.GetFeaturesResponse:

@@ -28,8 +28,13 @@ class FeaturesSettings(ServiceSettings):
     sentinel_master: str = Field(default="mymaster", description="the master's name, with Sentinel")
     repo: Path = Field(description="folder of the Feast repo, with its feature_store.yaml")
     refresh_interval_s: float = Field(
-        default=2.0, gt=0, le=10, description="seconds between two looks at the Feast registry"
+        default=2.0,
+        gt=0,
+        le=5,
+        description="seconds between two looks at the Feast registry; `feast apply` is promised to "
+        "be live within 10 s",
     )
+
     redis_timeout_s: float = Field(
         default=1.0, gt=0, description="longest wait in seconds for the online store"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,67 +17,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.cli.embedded.valkey import Valkey
 from tests import support
 from tests.unit.features import feast_repo
+from tests.unit.features.rides import NOW, by_name, definitions, repo_with_rows
 from twinpath.common.v1 import context_pb2, decision_pb2, value_pb2
 from twinpath.features.v1 import features_pb2
 
 pytestmark = pytest.mark.integration
 
 S = decision_pb2.FeatureStatus
-NOW = datetime.now(tz=UTC).replace(microsecond=0)
-
-
-def definitions() -> list[Any]:
-    """Two views of drivers with a push source, an on-demand view, and a feature service."""
-    from feast import (
-        Entity,
-        FeatureService,
-        FeatureView,
-        Field,
-        PushSource,
-        RequestSource,
-        ValueType,
-    )
-    from feast.on_demand_feature_view import on_demand_feature_view
-    from feast.types import Array, Float32, Float64, Int64, String
-
-    driver = Entity(name="driver", join_keys=["driver_id"], value_type=ValueType.INT64)
-    push = PushSource(name="rides_push", batch_source=feast_repo.file_source("rides"))
-    rides = FeatureView(
-        name="rides",
-        entities=[driver],
-        ttl=timedelta(days=1),
-        schema=[
-            Field(name="count", dtype=Int64),
-            Field(name="rate", dtype=Float64, tags={"data_class": "public"}),
-            Field(name="town", dtype=String, tags={"pii": "place"}),
-        ],
-        source=push,
-        tags={"data_class": "confidential"},
-    )
-    profile = FeatureView(
-        name="profile",
-        entities=[driver],
-        ttl=timedelta(0),
-        schema=[
-            Field(name="score", dtype=Float32),
-            Field(name="embedding", dtype=Array(Float64)),
-        ],
-        source=feast_repo.file_source("profile"),
-        tags={"data_class": "very secret"},
-    )
-    ask = RequestSource(name="ask", schema=[Field(name="bonus", dtype=Float64)])
-
-    @on_demand_feature_view(
-        sources=[rides, ask],
-        schema=[Field(name="boosted", dtype=Float64)],
-        mode="python",
-    )
-    def boost(inputs: dict[str, Any]) -> dict[str, Any]:
-        return {"boosted": [r + b for r, b in zip(inputs["rate"], inputs["bonus"], strict=True)]}
-
-    service = FeatureService(name="drivers_v1", features=[rides, profile, boost])
-    only_rides = FeatureService(name="rides_v1", features=[rides])
-    return [driver, push, rides, profile, ask, boost, service, only_rides]
 
 
 @pytest_asyncio.fixture
@@ -89,40 +35,8 @@ async def server(tmp_path: Path) -> AsyncIterator[Valkey]:
 
 @pytest.fixture
 def repo(tmp_path: Path, server: Valkey) -> feast_repo.Repo:
-    """A repo with rows: driver 1 fresh, driver 2 with stale rides and no profile."""
-    made = feast_repo.Repo(tmp_path / "repo", server.address)
-    made.apply(*definitions())
-    from feast.protos.feast.types.Value_pb2 import DoubleList, Value
-
-    def driver(number: int) -> dict[str, Any]:
-        return {"driver_id": Value(int64_val=number)}
-
-    made.write(
-        "rides",
-        driver(1),
-        {
-            "count": Value(int64_val=-5),
-            "rate": Value(double_val=0.5),
-            "town": Value(string_val="Ulm"),
-        },
-        NOW,
-    )
-    made.write(
-        "profile",
-        driver(1),
-        {
-            "score": Value(float_val=0.1),
-            "embedding": Value(double_list_val=DoubleList(val=[1.0, 2.0])),
-        },
-        NOW - timedelta(days=900),
-    )
-    made.write(
-        "rides",
-        driver(2),
-        {"count": Value(), "rate": Value(double_val=1.5)},
-        NOW - timedelta(days=2),
-    )
-    return made
+    """A repo with rows."""
+    return repo_with_rows(tmp_path / "repo", server.address)
 
 
 @pytest_asyncio.fixture
@@ -133,11 +47,6 @@ async def client(
     async with feast_repo.serving(repo.folder, server.url, keys) as served:
         await served.ready()
         yield served
-
-
-def by_name(answer: features_pb2.GetFeaturesResponse) -> dict[str, Any]:
-    """Columns by their full names."""
-    return {c.values.name: c for c in answer.columns}
 
 
 async def test_gives_values_statuses_and_times(client: feast_repo.Client) -> None:
@@ -263,6 +172,57 @@ async def test_a_key_of_another_kind_fails_alone(
     codes = [row.status.code for row in answer.rows]
     assert codes == [grpc.StatusCode.DATA_LOSS.value[0], 0, grpc.StatusCode.DATA_LOSS.value[0]]
     assert by_name(answer)["rides__rate"].values.doubles.values[1] == 0.5
+
+
+async def test_a_half_written_row_is_never_fresh(client: feast_repo.Client, server: Valkey) -> None:
+    """Values without a time are stale where there is a ttl; a time without values is no value."""
+    import redis
+    from feast.protos.feast.types.Value_pb2 import Value
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    from services.features.definitions import KeyPart
+    from services.features.keys import feature_field, key_encoder, time_field
+
+    (key7, key8) = key_encoder([KeyPart("driver_id", "driver_id", "INT64")], "test")(
+        {"driver_id": [7, 8]}, 2
+    )
+    raw = redis.Redis.from_url(server.url)
+    raw.hset(key7, feature_field("rides", "rate"), Value(double_val=2.5).SerializeToString())
+    now = Timestamp(seconds=int(NOW.timestamp())).SerializeToString()
+    raw.hset(key8, time_field("rides"), now)
+    raw.close()
+    answer = await client.get("rides_v1", {"driver_id": [7, 8]})
+    assert [row.status.code for row in answer.rows] == [0, 0]
+    rate = by_name(answer)["rides__rate"]
+    assert list(rate.statuses) == [S.FEATURE_STATUS_STALE, S.FEATURE_STATUS_ABSENT_FEATURE]
+    assert list(rate.values.doubles.values) == [2.5, 0.0]
+    assert list(rate.event_times_unix_us) == [0, feast_repo.micros(NOW)]
+
+
+async def test_oversize_strings_are_refused(client: feast_repo.Client) -> None:
+    """A service's name, a row's id, a key: each is named, and none of it is in the message."""
+    long = value_pb2.Column()
+    long.mixed.values.add(string_value="x" * (1 << 20) + "y")
+    wrong = [
+        feast_repo.request("s" * 257, {"driver_id": [1]}),
+        feast_repo.request("rides_v1", {"driver_id": long}),
+        feast_repo.request("rides_v1", {"driver_id": [1]}),
+    ]
+    wrong[2].rows[0].id = "i" * 10_000
+    for request, field in zip(wrong, ("feature_service", "join_keys", "rows"), strict=True):
+        error = await support.refusal(client.stub.GetFeatures(request))
+        assert error.code is grpc.StatusCode.INVALID_ARGUMENT, field
+        assert any(name.startswith(field) for name, _ in error.violations)
+        assert "xxx" not in str(error)
+
+
+async def test_a_million_rows_are_refused(client: feast_repo.Client) -> None:
+    """By their number or by their size, and the service goes on."""
+    request = feast_repo.request("rides_v1", {"driver_id": [1] * 1_000_000})
+    error = await support.refusal(client.stub.GetFeatures(request))
+    assert error.code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
+    answer = await client.get("rides_v1", {"driver_id": [1]})
+    assert not answer.rows[0].status.code
 
 
 async def test_redis_down_and_back(
@@ -391,96 +351,6 @@ async def test_a_row_whose_time_is_up_is_told_so(client: feast_repo.Client) -> N
         grpc.StatusCode.DEADLINE_EXCEEDED.value[0],
         0,
     ]
-
-
-def push_request(**columns: Any) -> features_pb2.PushRequest:
-    """Build rows for the push source of `rides`."""
-    return features_pb2.PushRequest(
-        push_source="rides_push",
-        columns=[feast_repo.column(name, values) for name, values in columns.items()],
-    )
-
-
-async def test_push_never_lets_an_older_row_win(
-    client: feast_repo.Client, repo: feast_repo.Repo
-) -> None:
-    """Newer rows replace, older and equally old ones don't, within a batch too; Feast agrees."""
-    old, new = NOW - timedelta(seconds=5), NOW + timedelta(microseconds=1)
-    answer = await client.stub.Push(
-        push_request(
-            driver_id=[9, 9, 9, 1, 8],
-            count=[1, 2, 3, 4, 5],
-            rate=[1.0, 2.0, 3.0, 4.0, 5.0],
-            town=["a", "b", "c", "d", "e"],
-            event_timestamp=[old, new, old, NOW, datetime(1950, 1, 1, tzinfo=UTC)],
-        )
-    )
-    assert (answer.written, answer.older) == (3, 2)
-    vector = await client.get("rides_v1", {"driver_id": [9, 1, 8]})
-    columns = by_name(vector)
-    assert list(columns["rides__count"].values.int64s.values) == [2, -5, 5]
-    assert columns["rides__count"].event_times_unix_us[0] == feast_repo.micros(new)
-    feast = repo.feast.get_online_features(
-        features=["rides:town"], entity_rows=[{"driver_id": 9}, {"driver_id": 8}]
-    )
-    assert feast.to_dict()["town"] == ["b", "e"]
-    again = await client.stub.Push(
-        push_request(
-            driver_id=[8, 9], count=[6, 7], rate=[0.0, 0.0], town=["f", "g"],
-            event_timestamp=[
-                datetime(1950, 1, 1, tzinfo=UTC) + timedelta(microseconds=1),
-                datetime(1950, 1, 1, tzinfo=UTC),
-            ],
-        )
-    )  # fmt: skip
-    assert (again.written, again.older) == (1, 1)
-
-
-async def test_push_names_everything_that_is_wrong(client: feast_repo.Client) -> None:
-    """Missing, unknown, null and wrongly typed columns are named at once; nothing is written."""
-    nameless = value_pb2.Column(name="driver_id")
-    nameless.mixed.values.add(int64_value=77)
-    nameless.mixed.values.add()
-    error = await support.refusal(
-        client.stub.Push(
-            push_request(
-                rate=["x", "y"], town=["a", "b"], wheels=[3, 4], driver_id=nameless,
-                event_timestamp=[NOW, NOW],
-            )
-        )
-    )  # fmt: skip
-    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "PUSH_INVALID")
-    text = " | ".join(f"{field}: {why}" for field, why in error.violations)
-    assert "rate: is strings; DOUBLE needs" in text
-    assert "wheels" in text
-    assert "count (INT64) is missing" in text
-    assert "driver_id: a value is null" in text
-    request = push_request(driver_id=[1])
-    request.push_source = "nobody"
-    error = await support.refusal(client.stub.Push(request))
-    assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "PUSH_SOURCE_UNKNOWN")
-    answer = await client.get("rides_v1", {"driver_id": [77]})
-    assert by_name(answer)["rides__rate"].statuses[0] == S.FEATURE_STATUS_ABSENT_ENTITY
-
-
-async def test_concurrent_pushes_end_with_the_newest(client: feast_repo.Client) -> None:
-    """Whatever the order of arrival, the newest row stays."""
-    import random
-
-    order = list(range(60))
-    random.Random(7).shuffle(order)
-    pushes = [
-        client.stub.Push(
-            push_request(
-                driver_id=[50], count=[n], rate=[0.0], town=[""],
-                event_timestamp=[NOW + timedelta(seconds=n)],
-            )
-        )
-        for n in order
-    ]  # fmt: skip
-    await asyncio.gather(*pushes)
-    answer = await client.get("rides_v1", {"driver_id": [50]})
-    assert by_name(answer)["rides__count"].values.int64s.values[0] == 59
 
 
 @pytest.mark.parametrize("rows", [0, 10_001])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -13,8 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
-from services.cli import features_skew
+from services.cli import features, features_skew
 from tests import support
 from tests.unit.features import feast_repo
 
@@ -147,13 +147,7 @@ async def test_skew_of_what_was_served(tmp_path: Path, keys: support.MeshKeys) -
 
 def test_samples_without_their_key_are_refused(tmp_path: Path) -> None:
     """The command says which option is missing."""
-    words = ["features", "skew", "s", "-e", "user_id=1", "--samples", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-m", "services.cli", *words],
-        capture_output=True,
-        text=True,
-        cwd=support.ROOT,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert "--key-file" in done.stdout + done.stderr
+    words = ["skew", "s", "-e", "user_id=1", "--samples", str(tmp_path)]
+    done = CliRunner().invoke(features.app, words)
+    assert done.exit_code == 1
+    assert "--key-file" in done.output

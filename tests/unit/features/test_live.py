@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from prometheus_client import REGISTRY
+from pydantic import ValidationError
 
 from services.chassis.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from services.features.definitions import (
@@ -15,6 +18,7 @@ from services.features.definitions import (
     ViewRead,
 )
 from services.features.prepared import Live
+from services.features.settings import FeaturesSettings
 
 
 def registry(version: str, key_type: str = "INT64") -> Registry:
@@ -90,3 +94,16 @@ async def test_a_service_that_cant_be_served_breaks_no_other() -> None:
         live.get().service("s")
     with pytest.raises(NotFoundError):
         live.get().service("t")
+
+
+def test_feast_apply_is_looked_for_often_enough() -> None:
+    """No setting lets a change wait for longer than half of the promised 10 s."""
+    values = {
+        "listen": "127.0.0.1:1",
+        "url": "redis://localhost",
+        "repo": Path(),
+        "_env_file": None,
+    }
+    with pytest.raises(ValidationError) as caught:
+        FeaturesSettings(refresh_interval_s=5.1, **values)  # type: ignore[arg-type]
+    assert any("refresh_interval_s" in error["loc"] for error in caught.value.errors())
