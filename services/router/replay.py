@@ -32,13 +32,14 @@ from services.router.agreement import Agreement, Tolerance, compare
 from services.router.assemble import Assembled, not_redacted
 from services.router.attempt import Answer, Errand
 from services.router.catalog import Task
+from services.router.collected import Collected
 from services.router.decision import Decision
 from services.router.dispatch import Dispatcher
 from services.router.outputs import accept
 from services.router.plan import Kind, Plan, Refusal
 from services.router.ports import Audit
 from services.router.steps import CatalogView, Steps, refusal, size_class_of
-from services.router.streams import Collected, Streams
+from services.router.streams import Streams
 from twinpath.audit.v1 import audit_pb2, record_pb2
 from twinpath.common.v1 import context_pb2, decision_pb2
 from twinpath.inference import digest
