@@ -174,8 +174,8 @@ class Journal:
         """Whether a write or sync failed so that the process must exit."""
         return self._failed is not None
 
-    def check_sealed(self) -> None:
-        """Check the bytes of every sealed segment. Blocks, and appends go on meanwhile.
+    def check_sealed(self) -> Iterator[None]:
+        """Check the bytes of a sealed segment at each step. Blocks; appends go on meanwhile.
 
         Raises:
             CorruptLogError: a record is damaged; it is named.
@@ -188,6 +188,7 @@ class Journal:
                 for _ in _checked_batches(data, segment):
                     pass
                 raise CorruptLogError(segment.first_index, f"{segment.name} was changed")
+            yield
 
     def sealed(self) -> list[tuple[str, int, bytearray]]:
         """Return (name, first index, leaf hashes) of each segment that takes no more."""

@@ -134,5 +134,5 @@ def _opened(system: SimFileSystem) -> Journal:
     journal, _ = Journal.open(
         system, limits=LIMITS, hasher=payload_digest, watermark=False, check_sealed=False
     )
-    journal.check_sealed()
+    list(journal.check_sealed())
     return journal
