@@ -96,10 +96,10 @@ def batch(first_index: int, leaves: Sequence[bytes]) -> tuple[list[bytes], list[
     offsets: list[int] = []
     at = BATCH_HEADER.size
     for index, leaf in enumerate(leaves, first_index):
+        length = len(leaf)
         offsets.append(at)
-        buffers.append(RECORD_HEADER.pack(len(leaf), record_crc(index, leaf)))
-        buffers.append(leaf)
-        at += RECORD_HEADER.size + len(leaf)
+        buffers += (RECORD_HEADER.pack(length, crc32(leaf, crc32(_SEED.pack(index, length)))), leaf)
+        at += RECORD_HEADER.size + length
     head = BATCH_HEADER.pack(BATCH_MAGIC, len(leaves), first_index, at - BATCH_HEADER.size, 0)[:20]
     buffers[0] = head + struct.pack("<I", crc32(head))
     return buffers, offsets

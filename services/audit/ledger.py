@@ -85,21 +85,27 @@ class Ledger:
 
     async def append(self, entries: Sequence[audit_pb2.Entry]) -> list[Appended]:
         """Make entries durable; one result for each, in order. Changes the entries."""
-        results: list[Appended | None] = [_refused(entry) for entry in entries]
-        names = [self.names.of(entry) for entry in entries]
+        results: list[Appended | None] = []
+        names: list[str] = []
+        missing: list[str] = []
+        ending: list[str] = []
         keyring = self.storage.keys
-        missing = [
-            n for n, r in zip(names, results, strict=True) if r is None and not keyring.cached(n)
-        ]
+        for entry in entries:
+            refused, name = _refused(entry), self.names.of(entry)
+            results.append(refused)
+            names.append(name)
+            if refused is None:
+                if keyring.cached(name) is None:
+                    missing.append(name)
+                if entry.record.kind == records.OUTCOME:
+                    ending.append(entry.record.decision_id)
         loaded = await asyncio.to_thread(keyring.ensure, missing) if missing else {}
         # From here on nothing else runs until the claims stand.
         taken: list[int] = []
         losers: list[int] = []
         sealed: list[Sealed] = []
         claimed: set[str] = set()
-        outcomes = self.index.outcomes(
-            [e.record.decision_id for e in entries if e.record.kind == records.OUTCOME]
-        )
+        outcomes = self.index.outcomes(ending)
         for at, entry in enumerate(entries):
             if results[at] is not None:
                 continue
