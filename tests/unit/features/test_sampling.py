@@ -70,6 +70,7 @@ async def test_a_sample_holds_values_and_a_pseudonym_and_no_key(tmp_path: Path) 
     assert (second["v__x"], second["v.event_time_unix_us"]) == (1.5, 1_000_000)
     assert first[SUBJECT] == pseudonym(KEY, {"user": 123_456_789})
     assert second[SUBJECT] != first[SUBJECT]
+    assert "123456789" not in str(first)
     (file,) = (tmp_path / "s").iterdir()
     assert b"123456789" not in file.read_bytes()
     assert b"id-0" not in file.read_bytes()
