@@ -20,8 +20,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisClusterException, RedisError, ResponseError
 
 from services.chassis import errors
+from services.chassis.redis_lane import Lane
 from services.features.coalescer import Read, Row
-from services.features.lane import Lane
 
 Topology = Literal["standalone", "sentinel", "cluster"]
 REASON = "FEATURE_STORE_UNAVAILABLE"

@@ -66,9 +66,14 @@ def _limits(settings: RemoteSettings, clock: Clock, stack: AsyncExitStack) -> Li
     local = LocalStore(clock)
     if settings.state_url is None:
         return Limits(local)
-    client = redis_client(settings.state_url, settings.state_timeout_s)
+    client = redis.asyncio.Redis.from_url(
+        settings.state_url,
+        socket_timeout=settings.state_timeout_s,
+        socket_connect_timeout=settings.state_timeout_s,
+        retry=Retry(NoBackoff(), 0),
+    )
     stack.push_async_callback(client.aclose)
-    store = RedisStore(client, local, clock)
+    store = RedisStore(client, local, clock, settings.state_timeout_s)
     stack.push_async_callback(store.aclose)
     limits = Limits(store, shared=True)
     stack.push_async_callback(limits.aclose)
@@ -81,14 +86,3 @@ def _jobs(settings: RemoteSettings, stack: AsyncExitStack) -> Jobs:
     client = redis.asyncio.Redis.from_url(settings.state_url, socket_timeout=_JOBS_TIMEOUT_S)
     stack.push_async_callback(client.aclose)
     return Jobs(client)
-
-
-def redis_client(url: str, timeout_s: float) -> redis.asyncio.Redis:
-    """Return a client of the state store as limits need it."""
-    return redis.asyncio.Redis.from_url(
-        url,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        single_connection_client=True,  # one script is in flight at a time
-        retry=Retry(NoBackoff(), 0),
-    )

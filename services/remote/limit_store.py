@@ -1,8 +1,7 @@
 """Where limits and used grants are kept: for all replicas in state Redis, else in this process.
 
 A claim is what one item takes: from every bucket, and its grant for good. All of it is taken, or
-nothing is. Claims that wait while the store works go out together with the next script, so that a
-busy replica makes few round trips and a quiet one no detour.
+nothing is, in one round trip.
 
 A bucket holds a minute's worth and fills evenly. Of a bucket that callers share, the upper half
 goes to whoever comes; the lower half only within a caller's weighted share of the whole, counted
@@ -12,6 +11,7 @@ joins finds room.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ from typing import Any, Protocol
 
 import redis.asyncio
 import redis.exceptions
+from hiredis import pack_command
 
 from services.chassis.clock import Clock
-from services.chassis.coalesce import Coalescer
-from services.chassis.errors import ServiceError
+from services.chassis.redis_lane import Lane
 from services.remote import meters
 
 _MINUTE_S = 60.0
@@ -30,94 +30,81 @@ _AWAY_S = 0.5
 _USED = -1
 _OF_SHARE = 1000
 # The store's clock counts, so that replicas agree. Keys live as long as a bucket takes to fill.
-# ARGV: how many claims; for each: 1 to take only if there is room (0 to correct in any case),
-# how many buckets, milliseconds for which its grant is remembered (0: it has none); for each of
-# its buckets: size, take, the caller's weight (0: nobody shares it).
-# KEYS: for each claim its grant, if any; for each bucket its own and, if shared, the caller's
-# share of it and those who share it.
-# Returns for each claim what `_refusal` reads: a code, and milliseconds to wait.
+# ARGV: 1 to take only if there is room (0 to correct in any case), how many buckets, milliseconds
+# for which the grant is remembered (0: there is none), the caller; for each bucket: size, take,
+# the caller's weight (0: nobody shares it).
+# KEYS: the grant, if any; for each bucket its own and, if shared, the caller's share of it, those
+# who share it, and those of them whose weight is not 1.
+# Returns what `_refusal` reads: a code, and milliseconds to wait.
 _SCRIPT = """
 local now = redis.call('TIME')
 now = tonumber(now[1]) + tonumber(now[2]) / 1e6
-local at_key, at_arg = 0, 1
+local at_key, at_arg = 0, 4
 local function key() at_key = at_key + 1; return KEYS[at_key] end
 local function arg() at_arg = at_arg + 1; return tonumber(ARGV[at_arg]) end
-local held, sharers, out = {}, {}, {}
+local guarded, remember, who = ARGV[1] == '1', tonumber(ARGV[3]), ARGV[4]
 local function level(name, size)
-  local one = held[name]
-  if not one then
-    local found = redis.call('HMGET', name, 'level', 'at')
-    one = {size, false}
-    if found[1] then
-      one[1] = math.min(size, tonumber(found[1]) + (now - tonumber(found[2])) * size / 60)
-    end
-    held[name] = one
-  end
-  return one[1]
+  local found = redis.call('HMGET', name, 'level', 'at')
+  if not found[1] then return size end
+  return math.min(size, tonumber(found[1]) + (now - tonumber(found[2])) * size / 60)
 end
-local function put(name, value) held[name][1] = value; held[name][2] = true end
-local function all_weights(name, who, weight)
-  local one = sharers[name]
-  if not one then
+local totals = {}
+local function all_weights(callers, heavy, weight)
+  if totals[callers] then return totals[callers] end
+  for _, name in ipairs({callers, heavy}) do
     redis.call('ZREMRANGEBYSCORE', name, '-inf', now - 60)
-    one = {total = 0}
-    for _, member in ipairs(redis.call('ZRANGE', name, 0, -1)) do
-      local theirs, id = string.match(member, '^([^|]*)|(.*)$')
-      one[id] = true
-      one.total = one.total + tonumber(theirs)
-    end
-    sharers[name] = one
   end
-  if not one[who] then one.total = one.total + weight end
-  redis.call('ZADD', name, now, string.format('%.17g', weight) .. '|' .. who)
-  redis.call('EXPIRE', name, 120)
-  one[who] = true
-  return one.total
+  if weight == 1 then
+    redis.call('ZADD', callers, now, who)
+    redis.call('EXPIRE', callers, 120)
+  else
+    redis.call('ZADD', heavy, now, string.format('%.17g', weight) .. '|' .. who)
+    redis.call('EXPIRE', heavy, 120)
+  end
+  local total = redis.call('ZCARD', callers)
+  for _, member in ipairs(redis.call('ZRANGE', heavy, 0, -1)) do
+    total = total + tonumber(string.match(member, '^[^|]*'))
+  end
+  totals[callers] = total
+  return total
 end
-for _ = 1, tonumber(ARGV[1]) do
-  local guarded, count, remember = arg(), arg(), arg()
-  local grant = remember > 0 and key() or nil
-  local code, wait, writes = 0, 0, {}
-  for i = 1, count do
-    local size, take, weight = arg(), arg(), arg()
-    local name = key()
-    local left = level(name, size)
-    if guarded == 1 and code == 0 and left < math.min(take, size) then
-      code, wait = i, math.ceil((math.min(take, size) - left) * 60000 / size)
+local grant = remember > 0 and key() or nil
+local code, wait, writes = 0, 0, {}
+for i = 1, tonumber(ARGV[2]) do
+  local size, take, weight = arg(), arg(), arg()
+  local name = key()
+  local left = level(name, size)
+  if guarded and code == 0 and left < math.min(take, size) then
+    code, wait = i, math.ceil((math.min(take, size) - left) * 60000 / size)
+  end
+  writes[#writes + 1] = {name, math.min(size, left - take)}
+  if weight > 0 then
+    local share, callers, heavy = key(), key(), key()
+    local total = all_weights(callers, heavy, weight)
+    local part = size * weight / total
+    local mine = level(share, part)
+    local contended = total > weight and left - take < size / 2
+    if guarded and code == 0 and contended and mine < math.min(take, part) then
+      code, wait = 1000 + i, math.ceil((math.min(take, part) - mine) * 60000 / part)
     end
-    writes[#writes + 1] = {name, math.min(size, left - take)}
-    if weight > 0 then
-      local share, callers = key(), key()
-      local total = all_weights(callers, share, weight)
-      local part = size * weight / total
-      local mine = math.min(part, level(share, part))
-      local contended = total > weight and left - take < size / 2
-      if guarded == 1 and code == 0 and contended and mine < math.min(take, part) then
-        code, wait = 1000 + i, math.ceil((math.min(take, part) - mine) * 60000 / part)
-      end
-      local after = mine - take
-      if not contended then after = math.max(0, after) end
-      writes[#writes + 1] = {share, math.max(-part, math.min(part, after))}
-    end
+    local after = mine - take
+    if not contended then after = math.max(0, after) end
+    writes[#writes + 1] = {share, math.max(-part, math.min(part, after))}
   end
-  if code == 0 and grant and not redis.call('SET', grant, 1, 'NX', 'PX', remember) then
-    code = -1
-  end
-  if code == 0 then
-    for _, write in ipairs(writes) do put(write[1], write[2]) end
-  end
-  out[#out + 1] = code
-  out[#out + 1] = wait
 end
-for name, one in pairs(held) do
-  if one[2] then
-    redis.call('HSET', name, 'level', string.format('%.17g', one[1]),
+if code == 0 and grant and not redis.call('SET', grant, 1, 'NX', 'PX', remember) then
+  code = -1
+end
+if code == 0 then
+  for _, write in ipairs(writes) do
+    redis.call('HSET', write[1], 'level', string.format('%.17g', write[2]),
       'at', string.format('%.6f', now))
-    redis.call('EXPIRE', name, 180)
+    redis.call('EXPIRE', write[1], 180)
   end
 end
-return out
+return {code, wait}
 """
+_SHA = hashlib.sha1(_SCRIPT.encode()).hexdigest()  # noqa: S324 - how Redis names scripts
 log = logging.getLogger(__name__)
 
 
@@ -133,6 +120,7 @@ class Bucket:
         caller: Whether it is one caller's.
         weight: The caller's weight among those that share it; 0: it is not shared.
         who: The caller, where it is shared.
+        sharers: Where those who share it are noted.
     """
 
     key: str
@@ -142,6 +130,7 @@ class Bucket:
     caller: bool
     weight: float = 0.0
     who: str = ""
+    sharers: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +219,7 @@ class LocalStore:
 
     def _weights(self, bucket: Bucket, now: float) -> float:
         """Return the weights of all that came within a minute, this caller included."""
-        sharers = self._sharers.setdefault(bucket.key, {})
+        sharers = self._sharers.setdefault(bucket.sharers, {})
         sharers[bucket.who] = (bucket.weight, now)
         gone = [who for who, (_, at) in sharers.items() if now - at > _MINUTE_S]
         for who in gone:
@@ -241,36 +230,29 @@ class LocalStore:
 class RedisStore:
     """Buckets and used grants of all replicas; while the store is away, each replica's own.
 
+    A claim is one script, and many are on their way at a time. None is sent twice: one whose
+    answer was lost may have been taken.
+
     Args:
-        client: The state store, without retries: a claim whose answer was lost must not be made
-            twice. Its time-outs bound what a claim adds to a call.
+        client: The state store.
         local: Serves while the store does not answer.
         clock: Its monotonic clock tells when to try again.
+        timeout_s: Seconds that the store may add to a call.
     """
 
-    def __init__(self, client: redis.asyncio.Redis, local: Store, clock: Clock) -> None:
-        self._script = client.register_script(_SCRIPT)
+    def __init__(
+        self, client: redis.asyncio.Redis, local: Store, clock: Clock, timeout_s: float = 0.1
+    ) -> None:
+        self._lane = Lane(client.connection_pool, timeout_s)
         self._local = local
         self._clock = clock
         self._again_at = float("-inf")
-        self._claims: Coalescer[Claim, Refusal | None] = Coalescer(self._send, clock, name="limits")
 
     async def take(self, claim: Claim, left_s: float) -> Refusal | None:
         """See `Store`."""
-        return await self._claims.submit(claim, None, self._clock.monotonic() + left_s)
-
-    async def aclose(self) -> None:
-        """Give up what is in flight."""
-        await self._claims.close()
-
-    async def _send(
-        self, claims: Sequence[Claim], left_s: float
-    ) -> Sequence[Refusal | ServiceError | None]:
-        now = self._clock.monotonic()
-        if now >= self._again_at:
-            keys, arguments = _written(claims)
+        if self._clock.monotonic() >= self._again_at:
             try:
-                found = await self._script(keys=keys, args=arguments)
+                code, wait = await self._ask(claim)
             except (redis.exceptions.RedisError, OSError) as error:
                 if self._again_at == float("-inf"):
                     log.warning(
@@ -280,34 +262,48 @@ class RedisStore:
                 self._again_at = self._clock.monotonic() + _AWAY_S
             else:
                 self._again_at = float("-inf")
-                pairs = zip(found[::2], found[1::2], strict=True)
-                return [
-                    _refusal(claim, int(code), int(wait))
-                    for claim, (code, wait) in zip(claims, pairs, strict=True)
-                ]
-        meters.LIMITS_LOCAL.inc(len(claims))
-        return [await self._local.take(claim, left_s) for claim in claims]
+                return _refusal(claim, code, wait)
+        meters.LIMITS_LOCAL.inc()
+        return await self._local.take(claim, left_s)
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._lane.close()
+
+    async def _ask(self, claim: Claim) -> tuple[int, int]:
+        command = _packed("EVALSHA", _SHA, *_written(claim))
+        (reply,) = await self._lane.ask(command, 1, again=False)
+        if isinstance(reply, redis.exceptions.NoScriptError):  # nothing was done
+            load = _packed("SCRIPT", "LOAD", _SCRIPT)
+            _, reply = await self._lane.ask(load + command, 2, again=False)
+        if isinstance(reply, Exception):
+            raise reply
+        return int(reply[0]), int(reply[1])
 
 
 def _share_key(bucket: Bucket) -> str:
     return f"{bucket.key}share:{bucket.who}"
 
 
-def _written(claims: Sequence[Claim]) -> tuple[list[str], list[str | float | int]]:
-    """Return the script's keys and arguments."""
-    keys: list[str] = []
-    arguments: list[str | float | int] = [len(claims)]
-    for claim in claims:
-        remember_ms = max(1, int(claim.remember_s * 1000)) if claim.grant else 0
-        arguments += [int(claim.guarded), len(claim.buckets), remember_ms]
-        if claim.grant:
-            keys.append(f"twinpath:grant:{claim.grant}")
-        for bucket in claim.buckets:
-            arguments += [bucket.size, bucket.take, bucket.weight]
-            keys.append(bucket.key)
-            if bucket.weight:
-                keys += [_share_key(bucket), f"{bucket.key}callers"]
-    return keys, arguments
+def _written(claim: Claim) -> list[str | float | int]:
+    """Return the script's number of keys, keys and arguments."""
+    keys = [f"twinpath:grant:{claim.grant}"] if claim.grant else []
+    remember_ms = max(1, int(claim.remember_s * 1000)) if claim.grant else 0
+    arguments: list[str | float | int] = []
+    who = ""
+    for bucket in claim.buckets:
+        arguments += [bucket.size, bucket.take, bucket.weight]
+        keys.append(bucket.key)
+        if bucket.weight:
+            who = bucket.who
+            keys += [_share_key(bucket), bucket.sharers, f"{bucket.sharers}:heavy"]
+    head: list[str | float | int] = [int(claim.guarded), len(claim.buckets), remember_ms, who]
+    return [len(keys), *keys, *head, *arguments]
+
+
+def _packed(*command: str | float) -> bytes:
+    packed: bytes = pack_command(command)  # type: ignore[arg-type]  # its stub says one element
+    return packed
 
 
 def _refusal(claim: Claim, code: int, wait_ms: int) -> Refusal | None:

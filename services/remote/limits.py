@@ -98,7 +98,7 @@ class Limits:
             return
         buckets = [
             Bucket(b.key, b.size, tokens - b.take, tokens=True, caller=b.caller,
-                   weight=b.weight, who=b.who)
+                   weight=b.weight, who=b.who, sharers=b.sharers)
             for b in taken
             if b.tokens and tokens != b.take
         ]  # fmt: skip
@@ -166,7 +166,7 @@ def _buckets(
         if size is not None:
             found.append(
                 Bucket(f"{prefix}:{counted}:", size, take, tokens=counted == "tokens",
-                       caller=False, weight=weight, who=who)
+                       caller=False, weight=weight, who=who, sharers=f"{prefix}:callers")
             )  # fmt: skip
     own = limits.per_caller
     for size, counted, take in (

@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 import redis.asyncio as redis
 
+from services.chassis.redis_lane import Lane
 from services.cli.embedded.valkey import Valkey
-from services.features.lane import Lane
 from tests.unit.features import feast_repo
 
 pytestmark = pytest.mark.integration

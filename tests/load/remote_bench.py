@@ -22,6 +22,7 @@ from typing import Any
 
 import aiohttp
 import grpc.aio
+import redis.asyncio
 import uvloop
 
 from services.chassis import validation
@@ -32,7 +33,6 @@ from services.cli.embedded.valkey import Valkey
 from services.remote import oip_body, providers
 from services.remote.catalog import Model
 from services.remote.catalog import load as load_catalog
-from services.remote.compose import redis_client
 from services.remote.grants import GrantUse, GrantVerifier
 from services.remote.limit_store import LocalStore, RedisStore
 from services.remote.limits import Limits
@@ -157,9 +157,11 @@ async def shares(
     verifier = GrantVerifier(read_public_keys(keys.grant_keys), clock)
     prompt = "The patient reports mild symptoms since last week. " * 10
 
-    client = redis_client(state_url, 1.0)
+    client = redis.asyncio.Redis.from_url(state_url)
     stack.push_async_callback(client.aclose)
-    limits = Limits(RedisStore(client, LocalStore(clock), clock), shared=True)
+    store = RedisStore(client, LocalStore(clock), clock, 1.0)
+    stack.push_async_callback(store.aclose)
+    limits = Limits(store, shared=True)
     adapter = providers.make(provider, clock, 1 << 20)
     stack.push_async_callback(adapter.aclose)
     ask = Ask(model, item.input.tensors, 10.0, {})

@@ -13,7 +13,6 @@ from services.chassis.errors import PermissionDeniedError, ResourceExhaustedErro
 from services.cli.embedded.valkey import Valkey
 from services.remote.catalog import Model, Provider
 from services.remote.catalog_access import Limits as Share
-from services.remote.compose import redis_client
 from services.remote.grants import GrantUse
 from services.remote.limit_store import LocalStore, RedisStore
 from services.remote.limits import Limits
@@ -59,7 +58,7 @@ async def redis_limits(url: str) -> AsyncIterator[Limits]:
     """Limits in the state store, emptied."""
     client = redis.asyncio.Redis.from_url(url)
     await client.flushdb()
-    yield Limits(RedisStore(client, LocalStore(clock := HeldClock()), clock))
+    yield Limits(RedisStore(client, LocalStore(clock := HeldClock()), clock, 5.0))
     await client.aclose()
 
 
@@ -155,7 +154,7 @@ async def test_replicas_share_what_there_is(valkey: str) -> None:
     chosen = model(requests_per_minute=6)
     async with redis_limits(valkey) as first:
         client = redis.asyncio.Redis.from_url(valkey)
-        second = Limits(RedisStore(client, LocalStore(clock := HeldClock()), clock))
+        second = Limits(RedisStore(client, LocalStore(clock := HeldClock()), clock, 5.0))
         counts = await asyncio.gather(
             *(admitted(replica, chosen, "a", 1, 10) for replica in (first, second))
         )
@@ -166,7 +165,7 @@ async def test_replicas_share_what_there_is(valkey: str) -> None:
 async def test_without_the_store_each_replica_holds_to_the_limit_itself(caplog) -> None:
     """Neither an outage for callers nor a door without a limit; said once in the log."""
     client = redis.asyncio.Redis.from_url(f"redis://127.0.0.1:{free_port()}")
-    limits = Limits(RedisStore(client, LocalStore(clock := HeldClock()), clock))
+    limits = Limits(RedisStore(client, LocalStore(clock := HeldClock()), clock, 5.0))
     assert await admitted(limits, model(requests_per_minute=3), "a", 1, 9) == 3
     assert caplog.text.count("the state store is away") == 1
     await client.aclose()
@@ -204,10 +203,10 @@ def use(name: str = "g", remember_s: float = 60.0) -> GrantUse:
 
 async def replica(url: str, stack: contextlib.AsyncExitStack) -> Limits:
     """One replica's limits in the state store."""
-    client = redis_client(url, 5.0)
+    client = redis.asyncio.Redis.from_url(url)
     stack.push_async_callback(client.aclose)
     clock = HeldClock()
-    store = RedisStore(client, LocalStore(clock), clock)
+    store = RedisStore(client, LocalStore(clock), clock, 5.0)
     stack.push_async_callback(store.aclose)
     return Limits(store, shared=True)
 

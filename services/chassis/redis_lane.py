@@ -1,4 +1,4 @@
-"""One connection to the online store for reads alone, without redis-py on the hot path.
+"""One connection to Redis for the hot path, without redis-py on it.
 
 redis-py connects: it finds the master, speaks TLS, authenticates, picks the database. Then this
 module takes the transport over. Commands go out packed, as many as there are, and replies come
@@ -97,7 +97,7 @@ class _Wire(asyncio.Protocol):
 
 
 class Lane:
-    """Sends packed commands to the online store, over one connection.
+    """Sends packed commands to Redis, over one connection.
 
     Args:
         pool: redis-py's connection pool, which makes the connection.
@@ -110,10 +110,11 @@ class Lane:
         self._wire: _Wire | None = None
         self._opening: asyncio.Task[_Wire] | None = None
 
-    async def ask(self, commands: bytes, count: int) -> list[Any]:
-        """Send commands that only read; return their `count` replies, errors among them.
+    async def ask(self, commands: bytes, count: int, *, again: bool = True) -> list[Any]:
+        """Send commands; return their `count` replies, errors among them.
 
-        Asks once more when a connection that was there has died meanwhile.
+        Asks once more when a connection that was there has died meanwhile, unless `again` is
+        false: what does more than read may have been done.
 
         Raises:
             RedisError, OSError: no connection, or no answer in time.
@@ -123,7 +124,7 @@ class Lane:
             try:
                 return await wire.ask(commands, count)
             except redis.ConnectionError:
-                if not wire.lost:
+                if not again or not wire.lost:
                     raise
         return await (await self._open()).ask(commands, count)
 
