@@ -38,7 +38,7 @@ async def build(settings: FeaturesSettings, stack: AsyncExitStack) -> Service:
     replica = f"{socket.gethostname()}/{settings.listen}"
     file = settings.lineage_file or settings.repo / "data" / "openlineage.jsonl"
     lineage = LineageEvents(file, SystemClock(), replica, settings.lineage_interval_s)
-    stack.push_async_callback(lineage.flush)
+    stack.push_async_callback(lineage.close)
     live = Live(repo, settings.refresh_interval_s, lineage.in_force)
     pusher = Pusher(online, store)
     background: list[Callable[[], Awaitable[None]]] = [live.watch, lineage.run]

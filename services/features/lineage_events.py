@@ -88,6 +88,11 @@ class LineageEvents:
             await asyncio.sleep(self._interval_s)
             await self.flush()
 
+    async def close(self) -> None:
+        """Emit the last of it. A process that never emitted is not held up at its end by that."""
+        if self._emit is not None:
+            await self.flush()
+
     async def flush(self) -> None:
         """Emit what was gathered. Where events can't go, they are forgotten."""
         served, self._served = self._served, Counter()
