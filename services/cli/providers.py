@@ -76,7 +76,9 @@ def check(
             notes += asyncio.run(_probe(provider))
         bad = bad or bool(notes)
         mark = Text("✗ ", style="red") if notes else Text("✓ ", style="green")
-        what = "; ".join(notes) or f"{len(provider.models)} models"
+        what = (
+            "; ".join(notes) or f"{len(provider.models)} model{'s' * (len(provider.models) != 1)}"
+        )
         console.out.print(mark + Text(f"{provider.name}: {what}"))
     if bad:
         raise typer.Exit(1)
@@ -181,6 +183,8 @@ def _price(model: Model) -> str:
     if newest.by_tokens:
         given = newest.usd_per_million_input_tokens, newest.usd_per_million_output_tokens
         parts.append(f"${given[0]:g} in, ${given[1]:g} out/M tokens")
+    if newest.bulk_share != 1:
+        parts.append(f"{newest.bulk_share:.0%} of it in batches")
     return ", ".join(parts) or "$0"
 
 
@@ -191,6 +195,9 @@ def _limits(model: Model) -> str:
             found.append(f"{share.requests_per_minute} requests/min{whose}")
         if share.tokens_per_minute:
             found.append(f"{share.tokens_per_minute} tokens/min{whose}")
+    if model.limits.weights:
+        weights = ", ".join(f"{who} {weight:g}" for who, weight in model.limits.weights.items())
+        found.append(f"shared by weight: {weights}, others 1")
     return ", ".join(found) or "none"
 
 
