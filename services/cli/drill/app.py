@@ -105,9 +105,10 @@ async def _work(
 def _tell(results: Sequence[Result], proof: Control | None) -> int:
     from services.cli.drill import show  # noqa: PLC0415 - as above
 
+    console.out.width = max(console.out.width, show.WIDTH)  # figures are not cut off
     for table in (show.table(results), show.targets(results)):
         console.out.print()
-        console.out.print(table, width=show.WIDTH, crop=False)
+        console.out.print(table, crop=False)
     for line in show.misses(results):
         console.out.print(line)
     console.out.print(show.restricted_line(results))
