@@ -36,7 +36,7 @@ from services.features.definitions import (
     read_tags,
     refine,
 )
-from services.features.lineage import version_hash
+from services.features.lineage import source_text, source_words, version_hash
 
 
 @contextlib.contextmanager
@@ -63,7 +63,6 @@ def feast_quietly() -> Iterator[None]:
 with feast_quietly():
     import pyarrow as pa
     from feast import FeatureStore, OnDemandFeatureView, utils
-    from feast.data_source import DataSource
     from feast.data_source import PushSource as FeastPushSource
     from feast.feature_view import DUMMY_ENTITY_ID
     from feast.protos.feast.types.Value_pb2 import Value
@@ -411,15 +410,15 @@ class _Builder:
             "schema": schema,
             "keys": [(part.name, part.value_type) for part in self._key(view)],
             "ttl": view.ttl.total_seconds() if view.ttl else 0,
-            "source": _source_text(view.batch_source),
-            "stream": _source_text(view.stream_source),
+            "source": source_text(view.batch_source),
+            "stream": source_text(view.stream_source),
         }
 
     def _origins(self) -> dict[str, Origin]:
         found = {}
         for view in self._registry.list_feature_views(self._project, allow_cache=True):
             sources = [s for s in (view.batch_source, view.stream_source) if s is not None]
-            words = tuple(_words(source) for source in sources)
+            words = tuple(source_words(source) for source in sources)
             found[view.name] = Origin(view.name, self._hash(view), words, ())
         for view in self._registry.list_on_demand_feature_views(self._project, allow_cache=True):
             words = tuple(f"RequestSource {name}" for name in view.source_request_sources)
@@ -474,24 +473,6 @@ def _field(field: Any) -> Field:
 
 def _complain(where: str) -> Callable[[str], None]:
     return lambda text: log.warning("tag", extra={"where": where, "why": text})
-
-
-def _source_text(source: DataSource | None) -> str:
-    """Return what decides about a source's values: not its description, owner, tags or dates."""
-    if source is None:
-        return ""
-    proto = source.to_proto()
-    for part in (proto, proto.batch_source if proto.HasField("batch_source") else None):
-        if part is not None:
-            for name in ("meta", "description", "owner", "tags"):
-                part.ClearField(name)
-    text: bytes = proto.SerializeToString(deterministic=True)
-    return text.hex()
-
-
-def _words(source: DataSource) -> str:
-    place = getattr(source, "path", "") or getattr(source, "table", "")
-    return " ".join(part for part in (type(source).__name__, source.name, str(place)) if part)
 
 
 def _on_arrow(view: OnDemandFeatureView) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
