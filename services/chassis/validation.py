@@ -6,6 +6,7 @@ violations of a message are found, and reported together.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -100,9 +101,14 @@ def _nested_check(field: FieldDescriptor) -> Check:
 
         return check_map
     if _is_list(field):
+        rules = rules_of(field)
+        most = (rules.max_items if rules is not None else 0) or math.inf
 
         def check_list(message: Message, prefix: str) -> Iterator[Violation]:
-            for index, value in enumerate(getattr(message, name)):
+            values = getattr(message, name)
+            if len(values) > most:
+                return  # said already; a list that is too long is not looked through
+            for index, value in enumerate(values):
                 yield from _run(value, f"{prefix}{name}[{index}].")
 
         return check_list
@@ -137,6 +143,7 @@ def _list_check(name: str, rules: rules_pb2.FieldRules) -> Check:
             yield f"{prefix}{name}", f"needs {least} or more entries"
         if rules.max_items and len(values) > rules.max_items:
             yield f"{prefix}{name}", f"has {len(values)} entries; {rules.max_items} are allowed"
+            return  # a list that is too long is not looked through
         if path and len(values) > 1:
             first: dict[Any, int] = {}
             for index, value in enumerate(values):

@@ -85,6 +85,13 @@ def test_entries_that_must_differ_are_named_with_the_first_of_their_kind() -> No
     assert found(message) == {"items[2].context.id": "stands at [0] already"}
 
 
+def test_a_list_that_is_too_long_is_not_looked_through() -> None:
+    """Its length is the one violation: looking at every entry would hold up all other callers."""
+    message = audit_pb2.AppendRequest(entries=[audit_pb2.Entry()] * 1025)
+    assert found(message) == {"entries": "has 1025 entries; 1024 are allowed"}
+    assert len(violations(audit_pb2.AppendRequest(entries=[audit_pb2.Entry()] * 2))) > 1
+
+
 def test_all_violations_are_reported_at_once_each_with_its_path() -> None:
     """One answer names everything that is wrong, however deep."""
     broken = item("b")
