@@ -202,8 +202,6 @@ class Board:
         """Take leave for one call; None when the breaker has changed its mind since the plan."""
         gauge = self.gauge(candidate)
         now = self._clock.monotonic()
-        if gauge.in_flight >= gauge.ramp.limit(now):
-            return None
         permit = gauge.breaker.acquire(now)
         if permit is not None:
             gauge.in_flight += 1
@@ -255,7 +253,9 @@ class Board:
         is the limiter's business.
         """
         p50 = gauge.estimator.p50(now, size_class)
-        if p50 is None or gauge.answered_at > now - seconds:
+        if gauge.answered_at > now - seconds:
+            return 2 * slow_after_s  # more than slow: a queue before it is not yet its fault
+        if p50 is None:
             return slow_after_s
         return min(slow_after_s, max(_SILENCE_FLOOR_S, _SILENCE * p50))
 

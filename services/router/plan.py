@@ -155,7 +155,7 @@ def make_plan(
         if arm is not None and candidate.id not in arm.places:
             message = f"arm {arm.name} gives it no traffic"
             reasons.append(Refusal(Kind.RELEASE, "not_in_arm", message))
-        if _only_slow(reasons, state, time_left):
+        if _only_slow(reasons, state, time_left) or _only_starting(reasons):
             last_resort[candidate.id] = (candidate, state)
         if reasons:
             refused.append(Entry(candidate, state, 0, tuple(reasons)))
@@ -189,6 +189,11 @@ def _only_slow(reasons: Sequence[Refusal], state: State, time_left: float) -> bo
     """Tell whether its slowest answers alone speak against a candidate, not its usual ones."""
     slow = bool(reasons) and all(reason.kind is Kind.TIME for reason in reasons)
     return slow and state.p50 is not None and state.p50 <= time_left
+
+
+def _only_starting(reasons: Sequence[Refusal]) -> bool:
+    """Tell whether a slow start alone speaks against a candidate: it spares, it does not refuse."""
+    return bool(reasons) and all(reason.rule == "slow_start" for reason in reasons)
 
 
 def _circumstances(

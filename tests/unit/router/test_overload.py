@@ -130,11 +130,11 @@ class Seen:
 
 
 @cache
-def overload(*, hop: bool) -> Seen:
+def overload() -> Seen:
     """Offer 0.8 times what the model can do, then 3 times, then 0.8 again."""
     loop = VirtualLoop(7)
     clock = VirtualClock(loop)
-    local = BehindTheHop(clock) if hop else OneAtATime()
+    local = BehindTheHop(clock)
     remote = FakePath("remote", catalog())
     remote.down = True
     paths: dict[str, Any] = {"local": local, "remote": remote}
@@ -192,10 +192,9 @@ def overload(*, hop: bool) -> Seen:
     return seen
 
 
-@pytest.mark.parametrize("hop", [True, False])
-def test_interactive_requests_are_answered_at_three_times_the_capacity(*, hop: bool) -> None:
+def test_interactive_requests_are_answered_at_three_times_the_capacity() -> None:
     """At 3x, 99.4 % of the interactive ones are answered, and all is back to normal in 10 s."""
-    seen = overload(hop=hop)
+    seen = overload()
     end = BEFORE_S + DURING_S
     assert seen.share(INTERACTIVE, 0, 1e9) >= 0.994, seen.codes(INTERACTIVE)
     for priority in (INTERACTIVE, NORMAL, BATCH):
@@ -206,7 +205,7 @@ def test_interactive_requests_do_not_wait_for_the_others() -> None:
     """Behind hop and gate, an interactive request takes a few services' time, not the queue's."""
     during = [
         seconds
-        for start, priority, _, seconds in overload(hop=True).requests
+        for start, priority, _, seconds in overload().requests
         if priority == INTERACTIVE and BEFORE_S + 1 <= start < BEFORE_S + DURING_S
     ]
     assert sorted(during)[int(0.99 * len(during))] <= 15 * SERVICE_S
@@ -214,6 +213,6 @@ def test_interactive_requests_do_not_wait_for_the_others() -> None:
 
 def test_the_capacity_is_used_under_overload() -> None:
     """While three times as much is asked, at least four fifths of what can be done is done."""
-    seen = overload(hop=True)
+    seen = overload()
     during = [r for r in seen.requests if BEFORE_S <= r[0] < BEFORE_S + DURING_S and r[2] == "OK"]
     assert len(during) >= 0.8 * CAPACITY * DURING_S

@@ -58,5 +58,19 @@ async def test_a_path_that_comes_back_starts_slowly_too() -> None:
     await world.board.refresh()
     task = world.catalog.tasks["diabetes_progression"]
     small = world.board.candidates(task)[0]
-    permits = [world.board.begin(small) for _ in range(6)]
-    assert sum(permit is not None for permit in permits) == 4
+    permits = [world.board.begin(small) for _ in range(4)]
+    assert None not in permits
+    assert world.board.state(small).slow_start
+
+
+async def test_a_slow_start_refuses_nobody_who_has_no_other() -> None:
+    """Where no other candidate is left, a slow start does not make the outage longer."""
+    world = World()
+    await world.board.refresh()
+    task = world.catalog.tasks["tumour_triage"]
+    small = world.board.candidates(task)[0]
+    world.board.gauge(small).ramp.begin(world.clock.now)
+    for _ in range(10):
+        world.board.begin(small)
+    reply = await world.decide("tumour_triage")
+    assert reply.answered_by.id == small.id
