@@ -48,17 +48,20 @@ class _Call:
 class _Work:
     """One item on its way."""
 
-    __slots__ = ("call", "deadline", "ended", "item", "prepared", "reason", "result", "rows",
-                 "sampled")  # fmt: skip
+    __slots__ = ("call", "deadline", "ended", "home", "item", "prepared", "reason", "result",
+                 "rows", "sampled")  # fmt: skip
 
-    def __init__(self, item: inference_pb2.InferItem, deadline: float, call: _Call) -> None:
+    def __init__(
+        self, item: inference_pb2.InferItem, deadline: float, call: _Call, *, first: bool
+    ) -> None:
         self.item = item
         self.deadline = deadline
         self.call = call
         self.result = inference_pb2.InferResult(id=item.context.id)
         self.prepared: Prepared | None = None
         self.rows = 1
-        self.sampled = tracing.sampled(item.context.trace)
+        self.home = tracing.home(item, first=first)
+        self.sampled = self.home is not None
         self.reason = ""
         self.ended = False
 
@@ -103,7 +106,10 @@ class Items:
             items: Each with its deadline, on the clock's monotonic scale.
         """
         call = _Call(self._clock.monotonic(), len(items))
-        works = [_Work(item, deadline, call) for item, deadline in items]
+        works = [
+            _Work(item, deadline, call, first=not index)
+            for index, (item, deadline) in enumerate(items)
+        ]
         try:
             await self._run(call, works)
         finally:
@@ -243,8 +249,9 @@ class Items:
         async with self.gate(first, deadline):
             for work in works:
                 work.result.metering.sent = True
-            items = [work.item for work in works]
-            with tracing.call_of_triton(items, first.known) as headers:
+            leader = works[0]
+            decision = leader.item.decision_id
+            with tracing.call_of_triton(leader.home, first.known, decision, len(works)) as headers:
                 answer = await self._fleet.infer(ask(prepared), deadline, headers)
         check_output(first.spec, answer.outputs, sum(rows))
         if len(works) > 1:

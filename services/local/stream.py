@@ -45,7 +45,8 @@ class Streams:
             bytes_in = 0
             async with self._items.gate(prepared, deadline):
                 metering.sent = True
-                with tracing.call_of_triton([item], prepared.known) as metadata:
+                home = tracing.home(item, first=True)
+                with tracing.call_of_triton(home, prepared.known, item.decision_id, 1) as metadata:
                     async for answer in self._answers(prepared, deadline, metadata):
                         last = answer
                         bytes_in += answer.bytes_in

@@ -2,80 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 from opentelemetry import propagate, trace
-from opentelemetry.trace import Link, SpanKind, Status, StatusCode
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from services.chassis import telemetry
 from services.chassis.errors import ServiceError
 from services.local.models import Known
 from services.local.triton import Metadata
 from twinpath import telemetry as names
-from twinpath.common.v1 import context_pb2
 from twinpath.inference.v1 import inference_pb2
 
 _tracer = trace.get_tracer("twinpath.local")
 
 
-def sampled(item: context_pb2.TraceContext) -> bool:
-    """Tell whether an item belongs to a trace that is being recorded."""
-    flags = item.traceparent[53:55]
-    return bool(flags) and int(flags, 16) & 1 == 1
+def home(item: inference_pb2.InferItem, *, first: bool) -> Context | None:
+    """Return the recorded trace that the request for an item belongs to; None without one.
+
+    An item may carry its own; else a call runs in the trace of its first item.
+    """
+    own = item.context.trace.traceparent
+    here = trace.get_current_span()
+    ours = here.get_span_context()
+    if own and f"{ours.trace_id:032x}" != own[3:35]:
+        return telemetry.extract(item.context.trace) if int(own[53:55], 16) & 1 else None
+    return trace.set_span_in_context(here) if first and ours.trace_flags.sampled else None
 
 
 def call_of_triton(
-    items: Sequence[inference_pb2.InferItem], known: Known
+    home: Context | None, known: Known, decision_id: str, items: int
 ) -> AbstractContextManager[Metadata]:
-    """Return a context that gives the headers for a call that serves these items.
+    """Return a context that gives the headers for a request that serves some items.
 
-    The call belongs to the trace of the first item, with links to those of the others. Where that
-    trace is not recorded, or nothing is in this process, its own headers are passed on.
+    It belongs to the recorded trace of one of them, if there is one. Where this process doesn't
+    trace, that trace's own headers are passed on.
     """
-    leader = items[0]
-    if not telemetry.tracing() or not sampled(leader.context.trace):
-        return nullcontext(_headers(leader.context.trace))
-    links = []
-    for item in items[1:]:
-        if item.context.trace.traceparent:
-            other = trace.get_current_span(telemetry.extract(item.context.trace))
-            if other.get_span_context().is_valid:
-                links.append(Link(other.get_span_context()))
-    attributes: dict[str, str | int] = {names.DECISION_ID: leader.decision_id}
-    if len(items) > 1:
-        attributes[names.BATCH_SIZE] = len(items)
-    return _Span(leader.context.trace, known, attributes, links)
+    if home is None:
+        return nullcontext(())
+    if not telemetry.tracing():
+        return nullcontext(_headers(home))
+    attributes: dict[str, str | int] = {names.DECISION_ID: decision_id}
+    if items > 1:
+        attributes[names.BATCH_SIZE] = items
+    return _Span(home, known, attributes)
 
 
-def _headers(item: context_pb2.TraceContext) -> Metadata:
-    if not item.traceparent:
-        return ()
-    headers = [("traceparent", item.traceparent)]
-    if item.tracestate:
-        headers.append(("tracestate", item.tracestate))
-    return headers
+def _headers(home: Context) -> Metadata:
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier, home)
+    return list(carrier.items())
 
 
 class _Span:
-    """The span of one call. It belongs to the item's own trace, and links to the call's."""
+    """The span of one request to Triton."""
 
-    def __init__(
-        self,
-        own: context_pb2.TraceContext,
-        known: Known,
-        attributes: Mapping[str, str | int],
-        links: list[Link],
-    ) -> None:
-        here = trace.get_current_span().get_span_context()
-        parent = telemetry.extract(own) if own.traceparent else None
-        if parent is not None and here.is_valid:
-            links = [*links, Link(here)]
+    def __init__(self, home: Context, known: Known, attributes: Mapping[str, str | int]) -> None:
         self._span = _tracer.start_span(
             names.SPAN_TRITON,
-            context=parent,
+            context=home,
             kind=SpanKind.CLIENT,
-            links=links,
             attributes={
                 "rpc.system": "grpc",
                 "rpc.service": "inference.GRPCInferenceService",
@@ -87,9 +75,7 @@ class _Span:
         )
 
     def __enter__(self) -> Metadata:
-        carrier: dict[str, str] = {}
-        propagate.inject(carrier, trace.set_span_in_context(self._span))
-        return list(carrier.items())
+        return _headers(trace.set_span_in_context(self._span))
 
     def __exit__(self, kind: object, error: BaseException | None, trace_back: object) -> None:
         if error is not None:
