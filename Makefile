@@ -69,13 +69,9 @@ drill: env  ## break each part of a mesh of its own under load; exits 0 only if 
 chaos: env  ## faults against invariants, at length, in one table; goes on where it was stopped
 	@$(BIN)/python -m tests.chaos
 
-bench: env  ## what a decision costs, as ratios in one run; JSON in .twinpath/bench
-	@$(BIN)/python -m tests.load.mesh_bench
-	@$(BIN)/python -m tests.load.audit_bench
-	@$(BIN)/python -m tests.load.features_bench
-	@$(BIN)/python -m tests.load.remote_bench
-	@$(BIN)/python -m tests.load.local_bench
-	@$(BIN)/python -m tests.load.bench_plan
+bench: env  ## what things cost, as ratios in one run; JSON in .twinpath/bench
+	@status=0; for bench in mesh_bench audit_bench features_bench remote_bench local_bench bench_plan; do \
+	  $(BIN)/python -m tests.load.$$bench || status=1; done; exit $$status
 
 # ---- care ---------------------------------------------------------------------------------
 lint: env  ## ruff, import directions, protos
