@@ -93,6 +93,7 @@ def environments(layout: Layout, keys: Keys, wiring: Wiring) -> dict[str, dict[s
         "router": {
             "TWINPATH_ROUTER_GRANT_KEY": str(keys.grant),
             "TWINPATH_ROUTER_PSEUDONYM_KEY": str(keys.pseudonym),
+            "TWINPATH_ROUTER_CACHE_KEY": str(keys.cache),
             "TWINPATH_ROUTER_OUTBOX": str(layout.outbox),
         },
         "features": {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -49,6 +49,7 @@ class Keys:
         grant: PEM, Ed25519: the router signs grants with it.
         grant_public: PEM: the remote service verifies them with it.
         pseudonym: 64 hex digits: the router makes pseudonyms of entity keys by it.
+        cache: 64 hex digits: the router encrypts kept answers with it.
         audit: The audit service's own keys; it says what lies in there.
         standin_token: The stand-in vendor's bearer token.
         tokens: Token files, by "service:<name>" and by role.
@@ -59,6 +60,7 @@ class Keys:
     grant: Path
     grant_public: Path
     pseudonym: Path
+    cache: Path
     audit: Path
     standin_token: Path
     tokens: Mapping[str, Path]
@@ -69,12 +71,7 @@ def make_keys(folder: Path) -> Keys:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     identity, identity_public = _key_pair(folder, "identity")
     _, grant_public = _key_pair(folder, "grant")
-    standin = folder / "standin.token"
-    if not standin.exists():
-        write_secret(standin, secrets.token_urlsafe(_SECRET_BYTES))
-    pseudonym = folder / "pseudonym.key"
-    if not pseudonym.exists():
-        write_secret(pseudonym, secrets.token_hex(_SECRET_BYTES))
+    standin = _secret(folder / "standin.token", secrets.token_urlsafe)
     audit = folder / "audit"
     audit.mkdir(exist_ok=True, mode=0o700)
     tokens = folder / "tokens"
@@ -93,11 +90,19 @@ def make_keys(folder: Path) -> Keys:
         identity_public=identity_public,
         grant=folder / "grant.key",
         grant_public=grant_public,
-        pseudonym=pseudonym,
+        pseudonym=_secret(folder / "pseudonym.key", secrets.token_hex),
+        cache=_secret(folder / "cache.key", secrets.token_hex),
         audit=audit,
         standin_token=standin,
         tokens=MappingProxyType(files),
     )
+
+
+def _secret(path: Path, make: Callable[[int], str]) -> Path:
+    """Make a secret where there is none yet."""
+    if not path.exists():
+        write_secret(path, make(_SECRET_BYTES))
+    return path
 
 
 def make_artifact_key(folder: Path, given: Path | None = None) -> tuple[Path, Path]:
