@@ -13,6 +13,8 @@ from prometheus_client import REGISTRY
 from prometheus_client.openmetrics.exposition import generate_latest
 
 from services.chassis.errors import NotFoundError, ResourceExhaustedError
+from services.local.metrics import TritonCounters
+from services.local.usage import Price
 from services.router import metrics
 from services.router.limiter import Limiter
 from tests.support import ROOT
@@ -45,7 +47,8 @@ def test_every_metric_is_on_the_page_and_nothing_else() -> None:
         if MAKES.search(file.read_text(encoding="utf-8")):
             module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
             importlib.import_module(module)
-    families = [*REGISTRY.collect(), *metrics.RouterState.describe()]
+    triton = TritonCounters(list, Price(usd_per_hour=1.0, slots=1, watts=1.0))
+    families = [*REGISTRY.collect(), *metrics.RouterState.describe(), *triton.describe()]
     made = {
         f.name + ("_total" if f.type == "counter" else "")
         for f in families
