@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 Metadata = Sequence[tuple[str, str]]
 
 _SHARE_S = 2.0
+_PASSING = frozenset({grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE})
 _UNMAPPED = "shared memory region"  # of Triton's words for one that it does not know
 
 _KEEPALIVE: list[tuple[str, Any]] = [
@@ -114,7 +115,7 @@ class TritonServer:
 
     @property
     def shares(self) -> bool:
-        """Whether the server was asked to map our shared memory, or need not."""
+        """Whether the server has answered for our shared memory, or need not."""
         return self._sharing is None or self._asked
 
     async def share(self) -> None:
@@ -125,23 +126,28 @@ class TritonServer:
         if self._sharing is None:
             return
         arena = self._sharing.arena
-        self._mapped, self._asked = False, True
+        left = False
         try:
             request = service_pb2.SystemSharedMemoryStatusRequest()
             status = await self._call(self._stub.SystemSharedMemoryStatus, request, _SHARE_S)
             for name in status.regions:
-                if name == arena.name or (
-                    name.startswith(shared.PREFIX) and not shared.is_live(name)
-                ):
-                    await self._unmap(name)
-            request = service_pb2.SystemSharedMemoryRegisterRequest(
-                name=arena.name, key=f"/{arena.name}", offset=0, byte_size=arena.size
-            )
-            await self._call(self._stub.SystemSharedMemoryRegister, request, _SHARE_S)
+                if name.startswith(shared.PREFIX) and not shared.is_live(name):
+                    try:
+                        await self._unmap(name)
+                    except TritonError:  # a model still reads what a killed process asked
+                        left = True
+            if not self._mapped:
+                if arena.name in status.regions:
+                    await self._unmap(arena.name)
+                request = service_pb2.SystemSharedMemoryRegisterRequest(
+                    name=arena.name, key=f"/{arena.name}", offset=0, byte_size=arena.size
+                )
+                await self._call(self._stub.SystemSharedMemoryRegister, request, _SHARE_S)
+                self._mapped = True
+            self._asked = not left
         except TritonError as error:
+            self._asked = error.error.code not in _PASSING
             log.info("no shared memory", extra={"replica": self.url, "why": str(error)})
-        else:
-            self._mapped = True
 
     async def _unmap(self, name: str) -> None:
         request = service_pb2.SystemSharedMemoryUnregisterRequest(name=name)

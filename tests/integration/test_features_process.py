@@ -47,7 +47,10 @@ def test_importing_feast_leaves_metrics_alone() -> None:
         "from prometheus_client import values\n"
         "assert values.ValueClass.__name__ == 'MutexValue'\n"
     )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=support.ROOT)
+    # Feast may have been imported in this process, by another test.
+    bare = {k: v for k, v in os.environ.items() if not k.upper().startswith("PROMETHEUS_MULTIPROC")}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    subprocess.run(command, check=True, cwd=support.ROOT, env=bare)
 
 
 async def test_redis_killed_under_load_gives_clear_errors_and_recovers(

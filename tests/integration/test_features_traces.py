@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
 from services.cli.embedded.valkey import Valkey
+from services.features import online, servicer
 from services.features.online import trace_redis
 from tests import support
 from tests.unit.features import feast_repo
@@ -33,6 +34,9 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     provider = TracerProvider(sampler=ParentBased(TraceIdRatioBased(0.0)))
     provider.add_span_processor(SimpleSpanProcessor(_exporter))
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    # A tracer of a module stays with the first provider that it was used under.
+    for module in (online, servicer):
+        monkeypatch.setattr(module, "_tracer", provider.get_tracer(module.__name__))
     instrumentor = RedisInstrumentor()
     if instrumentor.is_instrumented_by_opentelemetry:
         instrumentor.uninstrument()
