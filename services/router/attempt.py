@@ -384,6 +384,7 @@ class Attempter:
         item = self._item(errand.decision, candidate, budget_s)
         try:
             async with asyncio.timeout(budget_s):
+                await asyncio.sleep(0)  # a turn for the INTENT: it is handed over first
                 result = await self._infer(candidate, item)
         except ServiceError as failed:
             return failed

@@ -116,8 +116,6 @@ class Pipeline:
             await asyncio.shield(durable)
 
         try:
-            # The INTENT is handed over before any candidate is asked.
-            await asyncio.sleep(0)
             answer = await self._dispatcher.run(
                 Errand(
                     decision,
