@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import aclosing
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,6 +25,7 @@ from services.chassis.identity import TokenFile
 from services.chassis.settings import ServiceSettings
 
 Headers = tuple[tuple[str, str], ...]
+Spanned = Callable[[Any, grpc.aio.ClientCallDetails, Any], Any]
 
 
 def message_options(max_message_bytes: int) -> list[tuple[str, int]]:
@@ -48,14 +50,17 @@ class Channel(grpc.aio.Channel):
     ) -> None:
         self._raw = raw
         self._frame = _Frame(default_deadline_s, token)
+        self._interceptors = aio_client_interceptors() if telemetry.tracing() else None
 
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Return what makes unary calls of a method."""
-        return _Unary(method, self._raw.unary_unary(method, *args, **kwargs), self._frame)
+        send = self._raw.unary_unary(method, *args, **kwargs)
+        return _Calls(method, send, self._frame, self._spans(method, 0, _spanned))
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Return what makes calls of a method with a streamed answer."""
-        return _Stream(method, self._raw.unary_stream(method, *args, **kwargs), self._frame)
+        send = self._raw.unary_stream(method, *args, **kwargs)
+        return _Calls(method, send, self._frame, self._spans(method, 1, _SpannedStream))
 
     def stream_unary(self, method: str, *_: Any, **__: Any) -> Any:
         """Return something for the stub to hold: no service of the mesh streams requests."""
@@ -64,6 +69,11 @@ class Channel(grpc.aio.Channel):
     def stream_stream(self, method: str, *_: Any, **__: Any) -> Any:
         """Return something for the stub to hold: no service of the mesh streams requests."""
         return _unsupported(method)
+
+    def _spans(self, method: str, kind: int, begin: Callable[..., Any]) -> Spanned | None:
+        if self._interceptors is None or not telemetry.named_worth_a_span(method):
+            return None
+        return partial(begin, self._interceptors[kind])
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
         """Return the connection's state."""
@@ -95,7 +105,7 @@ class Channel(grpc.aio.Channel):
 
 def _unsupported(method: str) -> Callable[..., Any]:
     def call(*_: Any, **__: Any) -> Any:
-        raise NotImplementedError(f"{method} streams requests")
+        raise TypeError(f"{method} streams requests; no service of the mesh does")
 
     return call
 
@@ -154,13 +164,18 @@ def _no_time_left() -> grpc.aio.AioRpcError:
     )
 
 
-class _Unary:
-    """Makes unary calls of one method."""
+class _Calls:
+    """Makes the calls of one method.
 
-    def __init__(self, method: str, send: Any, frame: _Frame) -> None:
+    `spanned` begins a call that gets a client span; None: this method's never do. Only calls of
+    sampled traces do: they are the dearest spans.
+    """
+
+    def __init__(self, method: str, send: Any, frame: _Frame, spanned: Spanned | None) -> None:
         self._method = method
         self._send = send
         self._frame = frame
+        self._spanned = spanned
 
     def __call__(
         self,
@@ -170,63 +185,42 @@ class _Unary:
         metadata: Any = None,
         wait_for_ready: bool | None = None,
     ) -> Any:
-        """Begin a call; await what is returned."""
-        traced = _is_traced(self._method)
-        headers = self._frame.headers(metadata, traced=traced)
+        """Begin a call: await what is returned, or iterate over it."""
         timeout = self._frame.timeout(timeout)
         if timeout <= 0:
             return _TooLate()
-        if not traced:
+        spanned = self._spanned if telemetry.sampled() else None
+        headers = self._frame.headers(metadata, traced=spanned is not None)
+        if spanned is None:
             return self._send(
                 request, timeout=timeout, metadata=headers, wait_for_ready=wait_for_ready
             )
-        details = _details(self._method, timeout, headers, wait_for_ready)
-        return _spanned(self._send, details, request)
+        details = grpc.aio.ClientCallDetails(
+            method=self._method,  # type: ignore[arg-type] # the instrumentation takes text
+            timeout=timeout,
+            metadata=grpc.aio.Metadata(*headers),
+            credentials=None,
+            wait_for_ready=wait_for_ready,
+        )
+        return spanned(self._send, details, request)
 
 
-async def _spanned(send: Any, details: grpc.aio.ClientCallDetails, request: Any) -> Any:
+async def _spanned(
+    interceptor: Any, send: Any, details: grpc.aio.ClientCallDetails, request: Any
+) -> Any:
     async def begin(details: grpc.aio.ClientCallDetails, request: Any) -> Any:
         return send(request, **_arguments(details))
 
-    unary = aio_client_interceptors()[0]
-    return await (await unary.intercept_unary_unary(begin, details, request))
-
-
-class _Stream:
-    """Makes calls of one method with a streamed answer."""
-
-    def __init__(self, method: str, send: Any, frame: _Frame) -> None:
-        self._method = method
-        self._send = send
-        self._frame = frame
-
-    def __call__(
-        self,
-        request: Any,
-        *,
-        timeout: float | None = None,
-        metadata: Any = None,
-        wait_for_ready: bool | None = None,
-    ) -> Any:
-        """Begin a call; iterate over what is returned, or cancel it."""
-        traced = _is_traced(self._method)
-        headers = self._frame.headers(metadata, traced=traced)
-        timeout = self._frame.timeout(timeout)
-        if timeout <= 0:
-            return _TooLate()
-        if not traced:
-            return self._send(
-                request, timeout=timeout, metadata=headers, wait_for_ready=wait_for_ready
-            )
-        return _SpannedStream(
-            self._send, _details(self._method, timeout, headers, wait_for_ready), request
-        )
+    return await (await interceptor.intercept_unary_unary(begin, details, request))
 
 
 class _SpannedStream:
     """A call with a streamed answer, and a span around it."""
 
-    def __init__(self, send: Any, details: grpc.aio.ClientCallDetails, request: Any) -> None:
+    def __init__(
+        self, interceptor: Any, send: Any, details: grpc.aio.ClientCallDetails, request: Any
+    ) -> None:
+        self._interceptor = interceptor
         self._send = send
         self._details = details
         self._request = request
@@ -240,8 +234,8 @@ class _SpannedStream:
             self._call = self._send(request, **_arguments(details))
             return self._call
 
-        stream = aio_client_interceptors()[1]
-        messages = await stream.intercept_unary_stream(begin, self._details, self._request)
+        intercept = self._interceptor.intercept_unary_stream
+        messages = await intercept(begin, self._details, self._request)
         async with aclosing(messages):
             async for message in messages:
                 yield message
@@ -250,23 +244,6 @@ class _SpannedStream:
         """Give the call up."""
         if self._call is not None:
             self._call.cancel()
-
-
-def _is_traced(method: str) -> bool:
-    """Tell whether a call gets a client span: in sampled traces alone, they are the dearest."""
-    return telemetry.sampled() and telemetry.tracing() and telemetry.named_worth_a_span(method)
-
-
-def _details(
-    method: str, timeout: float, headers: Headers, wait_for_ready: bool | None
-) -> grpc.aio.ClientCallDetails:
-    return grpc.aio.ClientCallDetails(
-        method=method,  # type: ignore[arg-type] # the instrumentation takes text
-        timeout=timeout,
-        metadata=grpc.aio.Metadata(*headers),
-        credentials=None,
-        wait_for_ready=wait_for_ready,
-    )
 
 
 def _arguments(details: grpc.aio.ClientCallDetails) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Configuration files: YAML into a typed model, every mistake with file, line and rule."""
+"""Files of settings: YAML into a typed model, each mistake with file, line and rule; keys."""
 
 from __future__ import annotations
 
@@ -16,6 +16,27 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 M = TypeVar("M", bound=BaseModel)
 
 _VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)(?::-([^}]*))?\}")
+
+
+KEY_BYTES = 32
+
+
+def read_key(path: Path) -> bytes:
+    """Read a secret key: 32 bytes, or 64 hex digits.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    raw = path.read_bytes()
+    if len(raw) == KEY_BYTES:
+        return raw
+    try:
+        key = bytes.fromhex(raw.decode("ascii").strip())
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"{path}: holds neither {KEY_BYTES} bytes nor {2 * KEY_BYTES} hex digits")
+    return key
 
 
 class FileError(ValueError):

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 
 from services.chassis.clock import Clock, SystemClock
 from services.chassis.identity import read_public_keys
+from services.chassis.metrics import shown
 from services.chassis.run import Mount, Service
 from services.local import shared
 from services.local.artifacts import Artifacts
@@ -71,7 +72,7 @@ async def build(settings: LocalSettings, stack: AsyncExitStack) -> Service:
         control=control,
     )
     price = Price(settings.machine_usd_per_hour, settings.machine_slots, settings.machine_watts)
-    stack.enter_context(TritonCounters(models.counters, price).shown())
+    stack.enter_context(shown(TritonCounters(models.counters, price)))
     items = Items(
         fleet,
         clock,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
@@ -82,19 +81,6 @@ class TritonCounters:
     ) -> None:
         self._read = read
         self._price = price
-
-    @contextmanager
-    def shown(self) -> Iterator[None]:
-        """Be part of /metrics for a while. A second service in one process is not shown."""
-        try:
-            REGISTRY.register(self)  # type: ignore[arg-type]
-        except ValueError:  # the names are taken
-            yield
-            return
-        try:
-            yield
-        finally:
-            REGISTRY.unregister(self)  # type: ignore[arg-type]
 
     def describe(self) -> list[Metric]:
         """Return the metrics without samples."""

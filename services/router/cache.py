@@ -16,7 +16,6 @@ import hmac
 import logging
 import secrets
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -67,21 +66,6 @@ class ResponseCache:
         self._cipher = AESGCM(hmac.digest(key, _DOMAIN + b" values", "sha256"))
         self._names = hmac.digest(key, _DOMAIN + b" names", "sha256")
         self.flights: SingleFlight[str, inference_pb2.InferResult | None] = SingleFlight()
-
-    @classmethod
-    def from_file(cls, store: Store, path: Path) -> ResponseCache:
-        """Read the key: 32 bytes, or 64 hex digits.
-
-        Raises:
-            ValueError: the file holds something else.
-        """
-        raw = path.read_bytes()
-        if len(raw) != _KEY_BYTES:
-            try:
-                raw = bytes.fromhex(raw.decode("ascii").strip())
-            except ValueError:
-                raise ValueError(f"{path}: holds neither 32 bytes nor 64 hex digits") from None
-        return cls(store, raw)
 
     def place(self, decision: Decision, candidate: Candidate) -> Place | None:
         """Return where a candidate's answer would be; None: it must not be kept.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 import redis.asyncio
@@ -37,8 +37,6 @@ _OVERDUE_S = 0.05
 
 # How long a read waits for a lost connection to come back.
 _RECONNECT_S = 0.25
-
-R = TypeVar("R")
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from services.chassis.call import Call
 from services.chassis.channels import connect
 from services.chassis.clock import SystemClock
 from services.chassis.errors import UnavailableError
+from services.chassis.files import read_key
+from services.chassis.metrics import shown
 from services.chassis.run import Mount, Service
 from services.router import metrics
 from services.router.admission import Admission
@@ -103,7 +105,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
     code_version = metadata.version("twinpath")
     pseudonyms = None
     if settings.pseudonym_key is not None:
-        pseudonyms = Pseudonyms.from_file(settings.pseudonym_key)
+        pseudonyms = Pseudonyms(read_key(settings.pseudonym_key))
     steps = Steps(
         catalog=catalog,
         features=FeaturesClient(features_channel, clock),
@@ -121,12 +123,12 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
         maximum=settings.max_in_flight,
     )
     admission = Admission(Limiter(limits), clock)
-    stack.enter_context(RouterState(board, admission.limiter).shown())
+    stack.enter_context(shown(RouterState(board, admission.limiter)))
     claims = RedisClaims(state)
     store = StateStore(state, clock)
     cache = None
     if settings.cache_key is not None:
-        cache = ResponseCache.from_file(store, settings.cache_key)
+        cache = ResponseCache(store, read_key(settings.cache_key))
     attempter = Attempter(paths, board, signer, clock, cache)
     quotas = Quotas(store, OwnBuckets(clock))
     dispatcher = Dispatcher(attempter, board, clock, random.random)

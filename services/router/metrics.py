@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 from prometheus_client import Counter, Histogram
-from prometheus_client.core import REGISTRY, GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 
 from services.chassis import telemetry
 from services.chassis.errors import ServiceError
@@ -237,19 +237,6 @@ class RouterState:
     def __init__(self, board: BreakerStates, limiter: Limiter) -> None:
         self._board = board
         self._limiter = limiter
-
-    @contextmanager
-    def shown(self) -> Iterator[None]:
-        """Be part of /metrics for a while. A second router in one process is not shown."""
-        try:
-            REGISTRY.register(self)  # type: ignore[arg-type]
-        except ValueError:  # the names are taken
-            yield
-            return
-        try:
-            yield
-        finally:
-            REGISTRY.unregister(self)  # type: ignore[arg-type]
 
     @staticmethod
     def describe() -> list[Metric]:

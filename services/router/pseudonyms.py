@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hmac
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from services.chassis.errors import FailedPreconditionError
@@ -28,21 +27,6 @@ class Pseudonyms:
         if len(key) != _KEY_BYTES:
             raise ValueError(f"the pseudonyms' key must have {_KEY_BYTES} bytes")
         self._key = key
-
-    @classmethod
-    def from_file(cls, path: Path) -> Pseudonyms:
-        """Read the key: 32 bytes, or 64 hex digits.
-
-        Raises:
-            ValueError: the file holds something else.
-        """
-        raw = path.read_bytes()
-        if len(raw) != _KEY_BYTES:
-            try:
-                raw = bytes.fromhex(raw.decode("ascii").strip())
-            except ValueError:
-                raise ValueError(f"{path}: holds neither 32 bytes nor 64 hex digits") from None
-        return cls(raw)
 
     def of(self, tenant: str, task: str, name: str, value: Any) -> str:
         """Return the pseudonym of one key's value, such as `[PATIENT_ID_k3x…]`."""

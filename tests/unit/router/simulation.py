@@ -181,8 +181,8 @@ class Path:
         return result
 
     def infer_stream(self, item: inference_pb2.InferItem) -> Any:
-        """Not played here."""
-        raise NotImplementedError
+        """No story has a task that streams."""
+        raise AssertionError(f"{item.model} was asked for a stream")
 
     async def describe(self) -> list[inference_pb2.ModelDescription]:
         """See ports.Inference."""

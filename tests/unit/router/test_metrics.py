@@ -13,6 +13,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.openmetrics.exposition import generate_latest
 
 from services.chassis.errors import NotFoundError, ResourceExhaustedError
+from services.chassis.metrics import shown
 from services.local.metrics import TritonCounters
 from services.local.usage import Price
 from services.router import metrics
@@ -153,10 +154,10 @@ def test_breakers_and_the_limiter_are_read_when_asked_for() -> None:
             return [("remote", "m", "1", 2)]
 
     labels = {"path": "remote", "model": "m", "version": "1"}
-    with metrics.RouterState(Board(), Limiter()).shown():
+    with shown(metrics.RouterState(Board(), Limiter())):
         assert value("twinpath_breaker_state", **labels) == 2
         assert value("twinpath_limiter_limit") > 0
-        with metrics.RouterState(Board(), Limiter()).shown():  # a second router in one process
+        with shown(metrics.RouterState(Board(), Limiter())):  # a second router in one process
             assert value("twinpath_breaker_state", **labels) == 2
     assert value("twinpath_limiter_limit") == 0
 

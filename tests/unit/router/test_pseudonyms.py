@@ -148,12 +148,3 @@ def test_a_key_that_cannot_be_used_is_refused_at_load(tmp_path: Path, keys: Any,
         load_catalog(folder)
     assert f"{folder / 'tasks' / NOTES}.yaml:" in str(caught.value)
     assert says in str(caught.value)
-
-
-@pytest.mark.parametrize("raw", [b"", b"short", b"x" * 64])
-def test_a_key_file_with_something_else_is_refused(tmp_path: Path, raw: bytes) -> None:
-    """At the start, with the file's name."""
-    path = tmp_path / "key"
-    path.write_bytes(raw)
-    with pytest.raises(ValueError, match="32 bytes"):
-        Pseudonyms.from_file(path)
