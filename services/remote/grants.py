@@ -10,9 +10,10 @@ import heapq
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from google.protobuf.message import DecodeError
+from nacl.exceptions import CryptoError
+from nacl.signing import VerifyKey
 
 from services.chassis.clock import Clock
 from services.chassis.errors import PermissionDeniedError, ResourceExhaustedError
@@ -52,7 +53,8 @@ class GrantVerifier:
         lifetime_s: float = 3660.0,
         leeway_s: float = 0.0,
     ) -> None:
-        self._keys = {key_id(key): key for key in keys}
+        # libsodium's check takes half as long as OpenSSL's, and is the dearest part of a grant.
+        self._keys = {key_id(key): VerifyKey(key.public_bytes_raw()) for key in keys}
         self._clock = clock
         self._lifetime_us = int(lifetime_s * 1e6)
         self._leeway_us = int(leeway_s * 1e6)
@@ -70,9 +72,9 @@ class GrantVerifier:
         if key is None:
             raise refused("GRANT_INVALID", "the grant is signed by a key we don't know")
         try:
-            key.verify(grant.signature, DOMAIN + grant.claims)
+            key.verify(DOMAIN + grant.claims, grant.signature)
             claims = grant_pb2.GrantClaims.FromString(grant.claims)
-        except InvalidSignature:
+        except CryptoError:
             raise refused("GRANT_INVALID", "the grant's signature does not verify") from None
         except DecodeError:
             raise refused("GRANT_INVALID", "the grant's claims can't be read") from None

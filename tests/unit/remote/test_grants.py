@@ -8,8 +8,10 @@ import time
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from services.chassis.clock import SystemClock
 from services.chassis.errors import PermissionDeniedError, ResourceExhaustedError, from_status
-from services.remote.grants import UsedGrants
+from services.chassis.identity import read_public_keys
+from services.remote.grants import GrantVerifier, UsedGrants
 from tests.support import sign_grant
 from tests.unit.remote.support import Remote, claims_for, features, make_item, start_remote
 from twinpath.common.v1 import context_pb2
@@ -122,6 +124,19 @@ async def test_a_signature_of_anybody_else_is_refused(remote: Remote) -> None:
     item.grant.CopyFrom(right)
     item.grant.claims = right.claims + b"\x00"
     assert (await refused(remote, item))[0] == "GRANT_INVALID"
+
+
+async def test_a_signature_of_another_length_is_refused(keys) -> None:
+    """Also where the contract's rule on its length was not asked: cut, empty, too long."""
+    verifier = GrantVerifier(read_public_keys(keys.grant_keys), SystemClock())
+    item = make_item(keys)
+    right = item.grant.signature
+    verifier.verify(item)
+    for wrong in (right[:-1], b"", right + b"\x00"):
+        item.grant.signature = wrong
+        with pytest.raises(PermissionDeniedError) as caught:
+            verifier.verify(item)
+        assert caught.value.reason == "GRANT_INVALID"
 
 
 async def test_signed_nonsense_is_refused(remote: Remote) -> None:
