@@ -20,7 +20,7 @@ import grpc.aio
 from opentelemetry.instrumentation.grpc import aio_client_interceptors
 
 from services.chassis import call as calls
-from services.chassis import telemetry
+from services.chassis import inprocess, telemetry
 from services.chassis.identity import TokenFile
 from services.chassis.settings import ServiceSettings
 
@@ -255,7 +255,21 @@ def _arguments(details: grpc.aio.ClientCallDetails) -> Mapping[str, Any]:
 
 
 def connect(target: str, settings: ServiceSettings) -> Channel:
-    """Return a channel to another service of the mesh. The caller closes it."""
+    """Return a channel to another service of the mesh. The caller closes it.
+
+    Calls of a service that is hosted in this process don't leave it.
+    """
+    token = TokenFile(settings.token_file).token if settings.token_file else None
+    here = inprocess.at(target)
+    raw: Any
+    if here is not None:
+        raw = inprocess.InProcessChannel(here, settings.max_message_bytes)
+    else:
+        raw = _raw(target, settings)
+    return Channel(raw, settings.default_deadline_s, token)
+
+
+def _raw(target: str, settings: ServiceSettings) -> grpc.aio.Channel:
     options: list[tuple[str, Any]] = [
         *message_options(settings.max_message_bytes),
         ("grpc.enable_retries", 0),
@@ -267,14 +281,11 @@ def connect(target: str, settings: ServiceSettings) -> Channel:
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.use_local_subchannel_pool", 1),
     ]
-    token = TokenFile(settings.token_file).token if settings.token_file else None
     if settings.tls_cert and settings.tls_key and settings.tls_ca:
         credentials = grpc.ssl_channel_credentials(
             root_certificates=settings.tls_ca.read_bytes(),
             private_key=settings.tls_key.read_bytes(),
             certificate_chain=settings.tls_cert.read_bytes(),
         )
-        raw = grpc.aio.secure_channel(target, credentials, options=options)
-    else:
-        raw = grpc.aio.insecure_channel(target, options=options)
-    return Channel(raw, settings.default_deadline_s, token)
+        return grpc.aio.secure_channel(target, credentials, options=options)
+    return grpc.aio.insecure_channel(target, options=options)

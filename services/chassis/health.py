@@ -82,6 +82,7 @@ class Health:
         self, services: Sequence[str], pings: Mapping[str, Ping], interval_s: float
     ) -> None:
         self.servicer = HealthServicer(["", *services])
+        self._name = services[0]
         self._pings = dict(pings)
         self._interval = interval_s
         self._serving = False
@@ -94,7 +95,7 @@ class Health:
         answers = await asyncio.gather(*(self._ping(name) for name in names))
         failures = {name: text for name, text in zip(names, answers, strict=True) if text}
         for name in names:
-            metrics.PING_OK.labels(name).set(0 if name in failures else 1)
+            metrics.PING_OK.labels(self._name, name).set(0 if name in failures else 1)
         for name, text in failures.items():
             if self.failures.get(name) != text:
                 log.warning("dependency does not answer", extra={"dependency": name, "why": text})
@@ -116,7 +117,7 @@ class Health:
         if serving == self._serving:
             return
         self._serving = serving
-        metrics.SERVING.set(1 if serving else 0)
+        metrics.SERVING.labels(self._name).set(1 if serving else 0)
         self.servicer.say(serving=serving)
         log.info("health changed", extra={"serving": serving})
 

@@ -17,8 +17,12 @@ DURATION = Histogram(
     "twinpath_rpc_server_duration_seconds", "Time to serve a call.", ("method",), buckets=_SECONDS
 )
 IN_FLIGHT = Gauge("twinpath_rpc_server_in_flight", "Calls being served now.", ("method",))
-SERVING = Gauge("twinpath_serving", "1 while the service's health is SERVING.")
-PING_OK = Gauge("twinpath_dependency_up", "1 while a dependency answers pings.", ("dependency",))
+SERVING = Gauge("twinpath_serving", "1 while the service's health is SERVING.", ("service",))
+PING_OK = Gauge(
+    "twinpath_dependency_up",
+    "1 while a dependency answers a service's pings.",
+    ("service", "dependency"),
+)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from services.chassis import call as calls
-from services.chassis import logs, metrics, telemetry
+from services.chassis import inprocess, logs, metrics, telemetry
 from services.chassis.boundary import Boundary
 from services.chassis.channels import message_options
 from services.chassis.door import Door
@@ -70,6 +70,7 @@ class Running:
 
     address: str
     health: Health
+    handlers: Handlers
     server: grpc.aio.Server
     failed: asyncio.Future[None]
 
@@ -137,7 +138,7 @@ async def started(settings: S, build: Build[S]) -> AsyncIterator[Running]:
             task.add_done_callback(lambda done: _background_ended(done, failed))
         log.info("listening", extra={"address": address})
         try:
-            yield Running(address, health, server, failed)
+            yield Running(address, health, handlers, server, failed)
         finally:
             # The order of a shutdown:
             # 1. NOT_SERVING, so that nobody new comes;
@@ -174,31 +175,45 @@ def _settle_memory() -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
-async def _run(settings: S, build: Build[S]) -> None:
+async def _run(parts: Sequence[tuple[Any, Build[Any]]]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with started(settings, build) as running:
-        _settle_memory()
+    async with AsyncExitStack() as stack:
         waiting: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
-        first: set[asyncio.Future[Any]] = {waiting, running.failed}
-        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        ends = {waiting}
+        for settings, build in parts:
+            running = await stack.enter_async_context(started(settings, build))
+            stack.enter_context(inprocess.hosted(running.address, running.handlers))
+            ends.add(running.failed)
+        _settle_memory()
+        done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
-        if running.failed.done():
-            running.failed.result()
+        for failed in done - {waiting}:
+            failed.result()
         log.info("stopping")
 
 
 def main(name: str, kind: type[S], build: Build[S]) -> None:
     """Run a service until SIGTERM or SIGINT. Exits with 1 if it can't start or go on."""
-    settings = load_or_exit(kind)
-    logs.setup(name, settings.log_level)
+    host(name, [(kind, build)])
+
+
+def host(name: str, parts: Sequence[tuple[type[Any], Build[Any]]]) -> None:
+    """Run one service or several in this process, as `main` does.
+
+    Each has its own settings and listens on its own address; they start in their order and stop
+    in reverse. A call from one to another that started before it does not leave the process.
+    """
+    settings = [load_or_exit(kind) for kind, _ in parts]
+    logs.setup(name, settings[0].log_level)
     provider = telemetry.setup(name)
     try:
-        metrics.serve(settings.metrics_listen)
+        for each in settings:
+            metrics.serve(each.metrics_listen)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_run(settings, build))
+            runner.run(_run([(s, build) for s, (_, build) in zip(settings, parts, strict=True)]))
     except Exception:
         log.exception("cannot go on")
         raise SystemExit(1) from None

@@ -20,14 +20,19 @@ if TYPE_CHECKING:
 _LOOK_S = 0.5
 
 
-def up() -> None:
+def up(
+    *,
+    edge: Annotated[
+        bool, typer.Option("--edge", help="The five services in one process, for a small node.")
+    ] = False,
+) -> None:
     """Start the mesh on this machine and keep it running until Ctrl-C.
 
     Valkey, Triton, the stand-in vendor and the five services, each a process of its own. Real
     servers take their place by TWINPATH_STATE_URL, TWINPATH_FEATURES_URL, TWINPATH_TRITON_URL and
     OTEL_EXPORTER_OTLP_ENDPOINT.
     """
-    raise SystemExit(run_until_signal(_up()))
+    raise SystemExit(run_until_signal(_up(edge=edge)))
 
 
 def demo() -> None:
@@ -94,14 +99,16 @@ def run_until_signal(work: Coroutine[Any, Any, int]) -> int:
         return 130
 
 
-async def _up() -> int:
+async def _up(*, edge: bool) -> int:
     from services.cli.embedded import jaeger  # noqa: PLC0415 - a second
     from services.cli.launcher.layout import laptop  # noqa: PLC0415 - the same
     from services.cli.launcher.mesh import Mesh, MeshOptions  # noqa: PLC0415 - the same
     from services.cli.steps import Steps  # noqa: PLC0415
     from services.cli.welcome import welcome  # noqa: PLC0415
 
-    options = MeshOptions(laptop(home(), os.environ), fixed_ports=True, jaeger=jaeger.binary())
+    options = MeshOptions(
+        laptop(home(), os.environ), fixed_ports=True, edge=edge, jaeger=jaeger.binary()
+    )
     with Steps(console.out) as steps:
         mesh = Mesh(options, steps)
         failure = await start_or_explain(mesh)

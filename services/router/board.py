@@ -52,6 +52,8 @@ _INFRASTRUCTURE = frozenset(
 _SILENCE_FLOOR_S = 0.25
 _SILENCE = 10.0
 _CRITERIA_MAX = 64
+# Until the next look after something became ready, or ceased to be.
+_SOON_S = 0.05
 
 
 def is_infrastructure(error: ServiceError) -> bool:
@@ -175,6 +177,11 @@ class Board:
         if model.state != inference_pb2.MODEL_STATE_READY:
             return model.state_reason or "it is not ready"
         return ""
+
+    def takes_jobs(self, candidate: Candidate) -> bool:
+        """Tell whether a candidate's path says that it can be asked in batches."""
+        model = self._models.get(candidate.path, {}).get(_key(candidate))
+        return model is not None and model.bulk
 
     def state(self, candidate: Candidate, size_class: int = 0) -> State:
         """Return a candidate's state for inputs of a size class."""
@@ -301,8 +308,12 @@ class Board:
             log.info("path answers", extra={"path": path, "models": len(models)})
 
     async def watch(self, catalog: Callable[[], Catalog]) -> None:
-        """Refresh until cancelled; say which candidates of the catalog nobody serves."""
+        """Refresh until cancelled; say which candidates of the catalog nobody serves.
+
+        What is not ready may be starting: the next looks come sooner, then as late as all.
+        """
         told: frozenset[str] = frozenset()
+        pause = self._interval
         while True:
             await self.refresh()
             missing = frozenset(
@@ -314,4 +325,6 @@ class Board:
             if missing != told:
                 log.info("candidates that are not ready", extra={"candidates": sorted(missing)})
                 told = missing
-            await asyncio.sleep(self._interval)
+                pause = _SOON_S
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, self._interval)

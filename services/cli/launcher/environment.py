@@ -139,6 +139,19 @@ def environments(layout: Layout, keys: Keys, wiring: Wiring) -> dict[str, dict[s
     return found
 
 
+def edge(variables: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """The variables of the one process that hosts all services, made of those of each.
+
+    One process has one page of metrics: the router's address shows it.
+    """
+    found: dict[str, str] = {}
+    for name in SERVICES:
+        found |= variables[name]
+        if name != "router":
+            del found[f"TWINPATH_{name.upper()}_METRICS_LISTEN"]
+    return found
+
+
 def otlp_http(environment: Mapping[str, str]) -> str:
     """OTLP/HTTP for Triton, which speaks no OTLP/gRPC; empty if spans go nowhere outside.
 

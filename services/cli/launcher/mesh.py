@@ -19,11 +19,11 @@ from services.cli.embedded.process import ManagedProcess, ProcessSpec
 from services.cli.embedded.triton import Triton, TritonOptions
 from services.cli.embedded.valkey import Valkey
 from services.cli.launcher import ground, ports
-from services.cli.launcher.environment import Wiring, environments, inherited, otlp_http
+from services.cli.launcher.environment import Wiring, edge, environments, inherited, otlp_http
 from services.cli.launcher.keys import SERVICES, Keys, make_keys
 from services.cli.launcher.layout import ROOT, Layout
 from services.cli.launcher.progress import Progress, Silent, step
-from services.cli.launcher.readiness import Check, answering, serving
+from services.cli.launcher.readiness import Check, answering, serving, together_ready
 from services.cli.tracing.collector import Collector
 
 _READY_S = 90.0
@@ -38,6 +38,7 @@ class MeshOptions:
         layout: Its folders.
         fixed_ports: Take the ports of `ports.FIXED` where they are free.
         tracing: Collect spans, or send them on if the environment names a collector.
+        edge: All five services in one process, `edge`, instead of one each.
         jaeger: Jaeger's binary: it takes the spans, unless the environment names a collector.
         standin_latency_ms: What the stand-in vendor adds before every answer.
         standin_jitter_ms: At random on top of it.
@@ -48,6 +49,7 @@ class MeshOptions:
     layout: Layout
     fixed_ports: bool = False
     tracing: bool = True
+    edge: bool = False
     jaeger: Path | None = None
     standin_latency_ms: float = 30.0
     standin_jitter_ms: float = 10.0
@@ -58,7 +60,8 @@ class MeshOptions:
 class Mesh:
     """Valkey, Triton, the stand-in vendor and the five services, as processes of their own.
 
-    Names of processes: `state`, `features-store`, `triton`, `standin`, and the services. An
+    Names of processes: `state`, `features-store`, `triton`, `standin`, and the services, or `edge`
+    in place of them. An
     external server named by TWINPATH_STATE_URL, TWINPATH_FEATURES_URL or TWINPATH_TRITON_URL has
     no process here. Not bound to an event loop; start it from a thread that lives as long as it.
     """
@@ -117,9 +120,10 @@ class Mesh:
         # whose dependency is not there yet waits for it, NOT_SERVING. The router comes last.
         first = ("jaeger", "features-store")
         await self._start_all([name for name in first if name in self.processes])
-        rest = [name for name in self.processes if name not in (*first, "router")]
+        last = "edge" if options.edge else "router"
+        rest = [name for name in self.processes if name not in (*first, last)]
         await together(self._start_all(rest), self.fill_store())
-        await self._start_all(["router"])
+        await self._start_all([last])
         self._describe()
 
     async def fill_store(self) -> None:
@@ -129,8 +133,8 @@ class Mesh:
     async def stop(self) -> None:
         """Stop everything, in reverse of its start. Safe to call at any time."""
         running = [name for name in reversed(self.processes) if self.processes[name].running]
-        services = [name for name in running if name in SERVICES]
-        servers = [name for name in running if name not in SERVICES]
+        services = [name for name in running if name in (*SERVICES, "edge")]
+        servers = [name for name in running if name not in services]
         # The router first, then those that it called, then the servers behind them.
         for group in (["router"], [name for name in services if name != "router"], servers):
             await asyncio.gather(
@@ -229,9 +233,10 @@ class Mesh:
                 **extra.get("local", {}),
             }
         extra["standin"] = {**standin, **extra.get("standin", {})}
+        page = {name: f"{'router' if self.options.edge else name}-metrics" for name in SERVICES}
         return Wiring(
             services={name: f"{LOOPBACK}:{port[name]}" for name in SERVICES},
-            metrics={name: f"{LOOPBACK}:{port[f'{name}-metrics']}" for name in SERVICES},
+            metrics={name: f"{LOOPBACK}:{port[page[name]]}" for name in SERVICES},
             state_url=environment.get("TWINPATH_STATE_URL") or _redis(port["state"]),
             features_url=features_url,
             feast_address=ground.feast_address(features_url),
@@ -246,7 +251,7 @@ class Mesh:
 
     def _make_processes(self) -> dict[str, ManagedProcess]:
         """Every process in the order of its start; none is started yet."""
-        environment, layout = self.options.environment, self.layout
+        options, environment, layout = self.options, self.options.environment, self.layout
         found: dict[str, ManagedProcess] = {}
         if self.jaeger is not None:  # first up, last down: it hears of all that happens between
             found["jaeger"] = self.jaeger
@@ -260,6 +265,10 @@ class Mesh:
         variables = environments(layout, self.keys, self.wiring)
         admin = answering(f"{self.standin_admin}/admin/health")
         found["standin"] = self._python("standin", variables["standin"], admin)
+        if options.edge:
+            every = together_ready([self.health_of(name) for name in SERVICES])
+            found["edge"] = self._python("edge", edge(variables), every)
+            return found
         for name in ("audit", "features", "local", "remote", "router"):
             found[name] = self._python(name, variables[name], self.health_of(name))
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import aiohttp
 import grpc
@@ -40,6 +40,18 @@ def serving(address: str) -> Check:
         await asyncio.sleep(_PAUSE_S)
         name = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
         raise NotServingError(f"its health is {name}: a dependency does not answer it")
+
+    return check
+
+
+def together_ready(checks: Sequence[Check]) -> Check:
+    """Check that all checks pass, one after the other."""
+
+    async def check() -> bool:
+        for each in checks:
+            if not await each():
+                return False
+        return True
 
     return check
 

@@ -1,11 +1,15 @@
-"""Calls from service to service: identity, deadline and trace travel by themselves."""
+"""Calls from service to service: identity, deadline and trace travel by themselves.
+
+Every test runs twice: over a socket, and with the called services hosted in the caller's process.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import grpc
@@ -17,12 +21,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from services.chassis import call as calls
-from services.chassis import channels, errors, telemetry
+from services.chassis import channels, errors, inprocess, run, telemetry
 from services.chassis.call import Call, Identity
 from services.chassis.settings import ServiceSettings
-from tests.support import MeshKeys, client, refusal, settings_for, start_service
+from tests import support
+from tests.support import MeshKeys, client, refusal, settings_for
 from tests.unit.chassis.probe import build_probe, request, stream_request
-from twinpath.inference.v1 import inference_pb2, inference_pb2_grpc
+from twinpath.audit.v1 import audit_pb2, audit_pb2_grpc
+from twinpath.inference.v1 import inference_pb2, inference_pb2_grpc, tensor_pb2
 
 Stub = inference_pb2_grpc.InferenceStub
 # gRPC sends what is left as a rounded-up number, a tenth of a second too much at worst; each hop
@@ -30,6 +36,30 @@ Stub = inference_pb2_grpc.InferenceStub
 ROUNDED = 0.3
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE}-b7ad6b7169203331-01"
+
+
+HOSTED = ContextVar("HOSTED", default=False)
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["socket", "inprocess"])
+def hosted(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether services that the test starts are called in the process."""
+    token = HOSTED.set(request.param)
+    yield request.param
+    HOSTED.reset(token)
+
+
+@asynccontextmanager
+async def start_service(
+    settings: ServiceSettings, build: run.Build[ServiceSettings]
+) -> AsyncIterator[run.Running]:
+    """Start a service, hosted for its callers in this process or not."""
+    async with support.start_service(settings, build) as running:
+        if not HOSTED.get():
+            yield running
+            return
+        with inprocess.hosted(running.address, running.handlers):
+            yield running
 
 
 class Chain:
@@ -298,6 +328,121 @@ async def test_health_checks_leave_no_spans(spans: InMemorySpanExporter, keys: M
     ):
         await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
     assert not [s for s in spans.get_finished_spans() if "Health" in s.name]
+
+
+async def test_a_deadline_ends_the_wait_for_a_handler_that_does_not_stop(keys: MeshKeys) -> None:
+    """The caller hears DEADLINE_EXCEEDED; what the handler still tidies up is not its concern."""
+    stopping, go = asyncio.Event(), asyncio.Event()
+
+    async def stubborn(_: Any, __: Any) -> Any:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            stopping.set()
+            await go.wait()
+            raise
+
+    async def stubborn_stream(_: Any, __: Any) -> AsyncIterator[Any]:
+        yield inference_pb2.InferStreamResponse()
+        await stubborn(None, None)
+
+    settings = settings_for(ServiceSettings, keys, service="router")
+    async with (
+        start_service(settings, build_probe(stubborn, stubborn_stream)) as running,
+        channels.connect(running.address, settings) as channel,
+    ):
+        error = await refusal(Stub(channel).Infer(request(), timeout=0.2))
+        await stopping.wait()
+        messages = aiter(Stub(channel).InferStream(stream_request(), timeout=0.2))
+        await anext(messages)
+        streamed = await refusal(anext(messages))
+        go.set()
+    assert type(error) is errors.DeadlineExceededError
+    assert type(streamed) is errors.DeadlineExceededError
+
+
+async def test_who_leaves_a_stream_ends_it(keys: MeshKeys) -> None:
+    """A handler does not produce for nobody."""
+    ended = asyncio.Event()
+
+    async def endless(_: Any, __: Any) -> AsyncIterator[Any]:
+        try:
+            while True:
+                yield inference_pb2.InferStreamResponse()
+                await asyncio.sleep(0.001)
+        finally:
+            ended.set()
+
+    settings = settings_for(ServiceSettings, keys, service="router")
+    async with (
+        start_service(settings, build_probe(None, endless)) as running,
+        channels.connect(running.address, settings) as channel,
+    ):
+        call = Stub(channel).InferStream(stream_request())
+        await anext(aiter(call))
+        call.cancel()
+        await ended.wait()
+
+
+async def test_a_slow_reader_holds_a_stream_back(keys: MeshKeys) -> None:
+    """What nobody reads is not produced: memory stays bounded, whatever the stream's length."""
+    produced = 0
+    chunk = inference_pb2.InferStreamResponse(
+        chunk=inference_pb2.InferChunk(outputs=[tensor_pb2.Tensor(name="text", raw=bytes(1 << 18))])
+    )
+
+    async def fast(_: Any, __: Any) -> AsyncIterator[Any]:
+        nonlocal produced
+        for _number in range(200):
+            produced += 1
+            yield chunk
+
+    settings = settings_for(ServiceSettings, keys, service="router")
+    async with (
+        start_service(settings, build_probe(None, fast)) as running,
+        channels.connect(running.address, settings) as channel,
+    ):
+        messages = aiter(Stub(channel).InferStream(stream_request(), timeout=60))
+        await anext(messages)
+        await asyncio.sleep(0.3)
+        ahead = produced
+        rest = [m async for m in messages]
+    assert ahead < 100, "200 would be the whole stream"
+    assert len(rest) == 199
+
+
+async def test_what_the_server_cannot_take_has_a_status(keys: MeshKeys) -> None:
+    """A method that is not there, and a request that is too large."""
+    settings = settings_for(ServiceSettings, keys, service="router", max_message_bytes=4096)
+    large = request()
+    large.items[0].input.tensors[0].raw = bytes(5000)
+    async with (
+        start_service(settings, build_probe()) as running,
+        channels.connect(running.address, settings) as channel,
+    ):
+        missing = await refusal(audit_pb2_grpc.AuditStub(channel).Get(audit_pb2.GetRequest()))
+        too_large = await refusal(Stub(channel).Infer(large))
+    assert missing.code is grpc.StatusCode.UNIMPLEMENTED
+    assert too_large.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_a_handler_knows_nothing_of_its_callers_task(keys: MeshKeys) -> None:
+    """Context variables stay on their side: only what a message or a header says gets over."""
+    secret: ContextVar[str] = ContextVar("secret", default="")
+    seen: list[str] = []
+
+    async def look(_: Any, __: Any) -> Any:
+        seen.append(secret.get())
+        return inference_pb2.InferResponse()
+
+    settings = settings_for(ServiceSettings, keys, service="router")
+    async with (
+        start_service(settings, build_probe(look)) as running,
+        channels.connect(running.address, settings) as channel,
+    ):
+        secret.set("the caller's")
+        await Stub(channel).Infer(request())
+    assert seen == [""]
 
 
 def test_an_items_trace_context_survives_the_batch(spans: InMemorySpanExporter) -> None:

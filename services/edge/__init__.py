@@ -1,0 +1,1 @@
+"""All services of a small node in one process."""
