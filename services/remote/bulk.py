@@ -10,16 +10,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 from urllib.parse import urlsplit
 
 import grpc
 
 from services.chassis.errors import (
+    CancelledError,
     DeadlineExceededError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
     ServiceError,
+    UnavailableError,
     to_status,
 )
 from services.remote import bulk_wire, failures
@@ -28,12 +31,13 @@ from services.remote.catalog import Model
 from services.remote.door import Admitted, Door
 from services.remote.failures import Failure
 from services.remote.http_vendor import HttpVendor
-from services.remote.provider import Ask
+from services.remote.provider import Adapter, Ask
 from services.remote.vendors import Vendor, Vendors
 from services.remote.wire import AnswerError, Body, Reply
 from twinpath.inference.v1 import bulk_pb2, inference_pb2
 
 _EXPIRED = Failure(DeadlineExceededError, "VENDOR_BATCH_EXPIRED", "its batch ran out of time")
+_CANCELLED = Failure(CancelledError, "VENDOR_BATCH_CANCELLED", "its batch was ended")
 _INTERRUPTED = "BULK_INTERRUPTED"
 _BATCH_FAILED = "VENDOR_BATCH_FAILED"
 _PAGES = 10
@@ -98,6 +102,7 @@ class Bulk:
             if requests:
                 base = urlsplit(place.vendor.provider.base_url).path.rstrip("/")
                 job.endpoint = base + requests[0][1].path
+                job.renderer = requests[0][1].renderer
                 await self._upload(place, job, bulk_wire.upload(requests, base))
             await self._jobs.save(job)
             if job.file and not job.failed:
@@ -135,7 +140,8 @@ class Bulk:
                 found |= bulk_wire.answers(content)
             except AnswerError as error:
                 raise _invalid(job.provider, error) from None
-        return self._results(place, job, found)
+        none = _CANCELLED if status == bulk_wire.CANCELLED else _EXPIRED
+        return self._results(place, job, found, none)
 
     async def cancel(self, job_id: str, left_s: float) -> bulk_pb2.BulkJob:
         """End a job. Raises ServiceError as `get`."""
@@ -201,7 +207,11 @@ class Bulk:
     # ---- reading the answers ----------------------------------------------------------------
 
     def _results(
-        self, place: _Place, job: Job, found: Mapping[str, tuple[Reply | None, str]]
+        self,
+        place: _Place,
+        job: Job,
+        found: Mapping[str, tuple[Reply | None, str]],
+        none: Failure,
     ) -> bulk_pb2.BulkJob:
         done = _described(job)
         done.state = bulk_pb2.BULK_STATE_DONE
@@ -210,21 +220,19 @@ class Bulk:
             if sent.refused:
                 done.results.append(_refused(sent))
             else:
-                said = found.get(str(number), (None, ""))
-                done.results.append(self._result(place, job, sent, *said))
+                reply, code = found.get(str(number), (None, ""))
+                missing = none.error(job.provider, vendor_code=code[:64])
+                done.results.append(self._result(place, job, sent, reply, missing))
         return done
 
     def _result(
-        self, place: _Place, job: Job, sent: Sent, reply: Reply | None, code: str
+        self, place: _Place, job: Job, sent: Sent, reply: Reply | None, missing: ServiceError
     ) -> inference_pb2.InferResult:
-        result = inference_pb2.InferResult(id=sent.id)
+        result = _begun(job, sent)
         metering = result.metering
-        metering.sent = True
-        metering.bytes_out = sent.size
-        metering.wire_digest = bytes.fromhex(sent.digest)
         try:
             if reply is None:
-                raise _EXPIRED.error(job.provider, vendor_code=code[:64])
+                raise missing
             metering.bytes_in = len(reply.content)
             ask = Ask(place.model, (), place.time_left_s, {})
             answer = place.adapter.read_one_of_many(ask, reply, metering, sent.size)
@@ -247,7 +255,7 @@ class Bulk:
     def _place(self, provider: str, model: str, version: str, left_s: float) -> _Place:
         vendor = self._vendors.find(provider)
         adapter = vendor.adapter
-        if not isinstance(adapter, HttpVendor) or not getattr(adapter.dialect, "in_bulk", False):
+        if not takes_batches(adapter):
             raise FailedPreconditionError(
                 "BULK_UNSUPPORTED",
                 f"vendor {provider}: its protocol has no batches here",
@@ -268,6 +276,11 @@ class Bulk:
             raise _invalid(place.vendor.provider.name, error) from None
 
 
+def takes_batches(adapter: Adapter) -> TypeGuard[HttpVendor]:
+    """Tell whether a vendor's protocol has batches that we know how to ask for."""
+    return isinstance(adapter, HttpVendor) and getattr(adapter.dialect, "in_bulk", False)
+
+
 def _invalid(provider: str, error: AnswerError) -> ServiceError:
     return failures.ANSWER_INVALID.error(provider, rule=error.rule)
 
@@ -281,17 +294,38 @@ def _refused(sent: Sent) -> inference_pb2.InferResult:
     return inference_pb2.InferResult.FromString(bytes.fromhex(sent.refused))
 
 
+def _begun(job: Job, sent: Sent) -> inference_pb2.InferResult:
+    """Return the result of an item whose bytes have left, as far as that says."""
+    result = inference_pb2.InferResult(id=sent.id)
+    result.metering.sent = True
+    result.metering.bytes_out = sent.size
+    result.metering.wire_digest = bytes.fromhex(sent.digest)
+    result.metering.renderer_version = job.renderer
+    return result
+
+
+def _failed(job: Job, sent: Sent) -> inference_pb2.InferResult:
+    """Return the result of an item of a job that the vendor did not take: its bytes did leave."""
+    result = _begun(job, sent)
+    error = UnavailableError(job.failed, f"vendor {job.provider} did not take the batch")
+    result.status.CopyFrom(to_status(error))
+    return result
+
+
 def _described(job: Job) -> bulk_pb2.BulkJob:
     state = bulk_pb2.BULK_STATE_RUNNING
     if job.failed:
         state = bulk_pb2.BULK_STATE_FAILED
     elif not _awaited(job):
         state = bulk_pb2.BULK_STATE_DONE
+    results = [_refused(sent) for sent in job.items if sent.refused]
+    if job.failed:
+        results += [_failed(job, sent) for sent in job.items if sent.digest]
     return bulk_pb2.BulkJob(
         id=job.id,
         state=state,
         reason=job.failed,
         items=len(job.items),
-        results=[_refused(sent) for sent in job.items if sent.refused],
+        results=results,
         vendor_batch_id=job.batch,
     )

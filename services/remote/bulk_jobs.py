@@ -48,6 +48,7 @@ class Job:
         model: Which model.
         version: Of the model, as the items named it.
         endpoint: Where each request would go by itself.
+        renderer: Version of the code that wrote the requests.
         items: The items, in order.
         file: The vendor's id of the file of requests; empty: it is not there yet.
         batch: The vendor's id of the batch; empty: there is none yet.
@@ -59,6 +60,7 @@ class Job:
     model: str
     version: str
     endpoint: str = ""
+    renderer: str = ""
     items: list[Sent] = field(default_factory=list)
     file: str = ""
     batch: str = ""

@@ -15,7 +15,8 @@ from urllib.parse import quote
 from services.remote.wire import JSON_TYPE, AnswerError, Body, Reply, dig, dump, load_object
 
 # What a vendor says of a batch that it won't work on any more, or will.
-ENDED = frozenset({"completed", "expired", "cancelled"})
+CANCELLED = "cancelled"
+ENDED = frozenset({"completed", "expired", CANCELLED})
 FAILED = "failed"
 _METADATA = "twinpath_job"
 _RENDERER = "openai-batch/1"

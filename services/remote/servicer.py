@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from services.chassis import call as calls
 from services.chassis.errors import InternalError, ServiceError, to_status
 from services.remote import meters, tracing
+from services.remote.bulk import takes_batches
 from services.remote.catalog import describe
 from services.remote.door import Door
 from services.remote.provider import Adapter, Answer, AnswerStream, Ask, Tensors
@@ -104,6 +105,7 @@ class RemoteInference(inference_pb2_grpc.InferenceServicer):
                 if request.model in ("", model.name) and request.version in ("", model.version):
                     described = describe(vendor.provider, model)
                     described.streaming = vendor.adapter.streams(model)
+                    described.bulk = takes_batches(vendor.adapter)
                     described.state = (
                         inference_pb2.MODEL_STATE_UNAVAILABLE
                         if vendor.problem

@@ -296,12 +296,12 @@ class Attempter:
                 text = f"no chunk within {first_chunk_s * 1e3:.0f} ms"
                 raise DeadlineExceededError("ATTEMPT_TIMEOUT", text) from None
             if message.HasField("failed"):
-                _meter(open_.attempt, message.failed)
+                meter(open_.attempt, message.failed)
                 continue  # the call's own error comes next
             if message.HasField("final"):
                 ended = True
-                _meter(open_.attempt, message.final)
-                error = _judge(message.final)
+                meter(open_.attempt, message.final)
+                error = judge(message.final)
                 if error is not None:
                     raise error
                 answer.finish_reason = message.final.finish_reason
@@ -392,8 +392,8 @@ class Attempter:
             _estimate_cost(attempt, candidate)
             message = f"no answer within {budget_s * 1e3:.0f} ms"
             return DeadlineExceededError("ATTEMPT_TIMEOUT", message)
-        _meter(attempt, result)
-        error = _judge(result)
+        meter(attempt, result)
+        error = judge(result)
         if error is not None:
             return error
         try:
@@ -436,7 +436,7 @@ class Attempter:
         return item
 
 
-def _judge(result: inference_pb2.InferResult) -> ServiceError | None:
+def judge(result: inference_pb2.InferResult) -> ServiceError | None:
     """Return why a result is no answer."""
     if result.finish_reason == inference_pb2.FINISH_REASON_CONTENT_FILTER:
         message = "the vendor's content policy refused to answer"
@@ -452,7 +452,7 @@ def _estimate_cost(attempt: decision_pb2.Attempt, candidate: Candidate) -> None:
         attempt.cost.basis = decision_pb2.COST_BASIS_ESTIMATED
 
 
-def _meter(attempt: decision_pb2.Attempt, result: inference_pb2.InferResult) -> None:
+def meter(attempt: decision_pb2.Attempt, result: inference_pb2.InferResult) -> None:
     """Copy what the path measured into the attempt; failed results are metered too."""
     metering = result.metering
     attempt.bytes_out = metering.bytes_out

@@ -178,12 +178,15 @@ class CandidateSpec(_Strict):
     )
     slow_after_s: float = Field(default=1.0, gt=0, description="a call that takes longer is slow")
     approvals: list[str] = Field(default_factory=list)
+    bulk: bool = Field(default=False, description="batch jobs may ask it, if its vendor has them")
     cutover: Criteria | None = Field(default=None, description="this one's; none: the task's")
 
     @model_validator(mode="after")
     def _provider_fits_path(self) -> CandidateSpec:
         if (self.path == "remote") != bool(self.provider):
             raise ValueError("a remote candidate names its provider, a local one does not")
+        if self.path == "local" and self.bulk:
+            raise ValueError("only a remote candidate can be bulk; Triton has no batch price")
         if self.path == "remote" and self.version == LIVE:
             raise ValueError("only a local candidate's version can be live; vendors' versions move")
         if self.path == "remote" and self.budget_ms:

@@ -25,12 +25,14 @@ from services.router.ports import FeatureQuery, FeatureVector
 from twinpath.audit.v1 import audit_pb2, audit_pb2_grpc
 from twinpath.common.v1 import value_pb2
 from twinpath.features.v1 import features_pb2, features_pb2_grpc
-from twinpath.inference.v1 import inference_pb2, inference_pb2_grpc
+from twinpath.inference.v1 import bulk_pb2, bulk_pb2_grpc, inference_pb2, inference_pb2_grpc
 
 _DESCRIBE_TIMEOUT_S = 2.0
 # A record is worth more than its request's deadline: a decision that was made is recorded even if
 # its caller's time is nearly up; the caller's own call ends by its own deadline.
 APPEND_TIMEOUT_S = 5.0
+# A batch's file or its answers may be large, and nobody waits by the millisecond.
+BULK_TIMEOUT_S = 60.0
 
 # A model may be slow: who comes after this long into a call does not wait for its end.
 _OVERDUE_S = 0.05
@@ -273,6 +275,40 @@ class InferenceClient:
                 inference_pb2.DescribeRequest(), timeout=_DESCRIBE_TIMEOUT_S
             )
         return list(response.models)
+
+
+class BulkClient:
+    """Asks for batches through the service that implements inference.v1's Bulk."""
+
+    def __init__(self, channel: grpc.aio.Channel, service: str) -> None:
+        self._stub = bulk_pb2_grpc.BulkStub(channel)
+        self._service = service
+
+    async def submit(
+        self, job_id: str, items: Sequence[inference_pb2.InferItem]
+    ) -> bulk_pb2.BulkJob:
+        """See ports.Bulk."""
+        request = bulk_pb2.SubmitBulkRequest(job_id=job_id, items=items)
+        with _calls(self._service):
+            response = await self._stub.SubmitBulk(request, timeout=BULK_TIMEOUT_S)
+        job: bulk_pb2.BulkJob = response.job
+        return job
+
+    async def get(self, job_id: str) -> bulk_pb2.BulkJob:
+        """See ports.Bulk."""
+        request = bulk_pb2.GetBulkRequest(job_id=job_id)
+        with _calls(self._service):
+            response = await self._stub.GetBulk(request, timeout=BULK_TIMEOUT_S)
+        job: bulk_pb2.BulkJob = response.job
+        return job
+
+    async def cancel(self, job_id: str) -> bulk_pb2.BulkJob:
+        """See ports.Bulk."""
+        request = bulk_pb2.CancelBulkRequest(job_id=job_id)
+        with _calls(self._service):
+            response = await self._stub.CancelBulk(request, timeout=BULK_TIMEOUT_S)
+        job: bulk_pb2.BulkJob = response.job
+        return job
 
 
 class AuditClient:

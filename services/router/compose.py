@@ -26,10 +26,21 @@ from services.router.batch import Batches
 from services.router.board import Board
 from services.router.cache import ResponseCache
 from services.router.catalog import Catalog, CatalogKeeper
-from services.router.clients import AuditClient, FeaturesClient, InferenceClient, RedisClaims
+from services.router.clients import (
+    AuditClient,
+    BulkClient,
+    FeaturesClient,
+    InferenceClient,
+    RedisClaims,
+)
 from services.router.decision import is_keyed
 from services.router.dispatch import Dispatcher
 from services.router.grants import GrantSigner
+from services.router.job_items import JobItems
+from services.router.job_store import JobStore
+from services.router.job_work import JobWork
+from services.router.jobs import Jobs
+from services.router.jobs_servicer import JobsServicer
 from services.router.limiter import Limiter, LimiterConfig
 from services.router.metrics import RouterState
 from services.router.outbox import Outbox, OutboxAudit
@@ -47,7 +58,7 @@ from services.router.steps import CatalogView, Steps
 from services.router.streams import Streams
 from twinpath.audit.v1 import audit_pb2
 from twinpath.common.v1 import context_pb2
-from twinpath.router.v1 import router_pb2_grpc
+from twinpath.router.v1 import jobs_pb2_grpc, router_pb2_grpc
 
 
 def may_wait(catalog: Catalog, entry: audit_pb2.Entry) -> bool:
@@ -73,13 +84,12 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
 
     features_channel = await channel(settings.features_address)
     audit_channel = await channel(settings.audit_address)
+    remote_channel = await channel(settings.remote_address)
     paths: dict[str, Inference] = {
         "local": InferenceClient(
             await channel(settings.local_address), "local", clock, coalesce=True
         ),
-        "remote": InferenceClient(
-            await channel(settings.remote_address), "remote", clock, coalesce=False
-        ),
+        "remote": InferenceClient(remote_channel, "remote", clock, coalesce=False),
     }
     state = redis.asyncio.Redis.from_url(
         settings.state_url,
@@ -167,6 +177,27 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
 
     batches = Batches(pipeline.decide, clock, first=within_quota)
 
+    job_store = JobStore(state)
+    job_work = JobWork(
+        store=job_store,
+        items=JobItems(steps=steps, audit=audit, catalog=catalog, clock=clock),
+        steps=steps,
+        bulk=BulkClient(remote_channel, "remote"),
+        signer=signer,
+        clock=clock,
+    )
+    background.append(lambda: job_work.watch(settings.jobs_poll_s))
+    jobs = Jobs(
+        store=job_store,
+        work=job_work,
+        steps=steps,
+        audit=audit,
+        board=board,
+        limiter=admission.limiter,
+        catalog=catalog,
+        clock=clock,
+    )
+
     async def ping_channel(target: grpc.aio.Channel, name: str) -> None:
         state_now = target.get_state(try_to_connect=True)
         if state_now is not grpc.ChannelConnectivity.READY:
@@ -196,7 +227,12 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
                     pipeline, streams, board, catalog, overrides, replays, batches, within_quota
                 ),
                 router_pb2_grpc.add_RouterServicer_to_server,
-            )
+            ),
+            Mount(
+                "twinpath.router.v1.Jobs",
+                JobsServicer(jobs, within_quota),
+                jobs_pb2_grpc.add_JobsServicer_to_server,
+            ),
         ],
         pings={
             "audit": ping_audit,

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Protocol
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from services.chassis import telemetry
@@ -68,6 +68,12 @@ COST = Counter(
     "Cost of all attempts in billionths of a unit, the failed and hedged ones included.",
     ("task", "path", "candidate", "currency", "basis"),
 )
+JOB_ITEMS = Counter(
+    "twinpath_job_items_total",
+    "Items of batch jobs that got their result: OK, or the error's reason.",
+    ("task", "candidate", "reason"),
+)
+JOBS_OPEN = Gauge("twinpath_jobs_open", "Batch jobs that have not ended, of all routers together.")
 BATCH = Histogram(
     "twinpath_hop_batch_items",
     "Items in one coalesced call of a hop.",
@@ -185,7 +191,10 @@ def attempted(task: str, attempt: decision_pb2.Attempt) -> None:
     reason = "CANCELLED" if attempt.cancelled else attempt.reason or "OK"
     exemplar = telemetry.exemplar()
     _series(ATTEMPTS, task, path, candidate, _KINDS[attempt.kind], reason).inc(1, exemplar)
-    _series(ATTEMPT_DURATION, path, candidate).observe(attempt.latency_us / 1e6, exemplar)
+    if (
+        attempt.kind != decision_pb2.ATTEMPT_KIND_BULK
+    ):  # its time is the batch's, which may be a day
+        _series(ATTEMPT_DURATION, path, candidate).observe(attempt.latency_us / 1e6, exemplar)
     if attempt.queue_us:
         _series(QUEUE, path, candidate).observe(attempt.queue_us / 1e6)
     if attempt.first_chunk_us:
@@ -194,6 +203,11 @@ def attempted(task: str, attempt: decision_pb2.Attempt) -> None:
     if cost.nanos > 0:
         labels = (task, path, candidate, cost.currency_code, _BASES[cost.basis])
         _series(COST, *labels).inc(cost.nanos)
+
+
+def job_item(task: str, candidate: str, reason: str) -> None:
+    """Count an item of a batch job that got its result."""
+    _series(JOB_ITEMS, task, candidate, reason).inc()
 
 
 def batched(hop: str) -> Any:

@@ -7,13 +7,13 @@ Every method raises ServiceError and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from twinpath.audit.v1 import audit_pb2
 from twinpath.common.v1 import context_pb2
-from twinpath.inference.v1 import inference_pb2
+from twinpath.inference.v1 import bulk_pb2, inference_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,24 @@ class Inference(Protocol):
 
     async def describe(self) -> list[inference_pb2.ModelDescription]:
         """Return every model that the path knows."""
+        ...
+
+
+class Bulk(Protocol):
+    """Asks a vendor for many answers at once, for later. The job's id makes calls idempotent."""
+
+    async def submit(
+        self, job_id: str, items: Sequence[inference_pb2.InferItem]
+    ) -> bulk_pb2.BulkJob:
+        """Send items as one batch; the same id again sends nothing."""
+        ...
+
+    async def get(self, job_id: str) -> bulk_pb2.BulkJob:
+        """Return how far a batch is, with its results once it is done."""
+        ...
+
+    async def cancel(self, job_id: str) -> bulk_pb2.BulkJob:
+        """End a batch."""
         ...
 
 

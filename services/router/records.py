@@ -111,7 +111,12 @@ def total_cost(attempts: Sequence[decision_pb2.Attempt]) -> decision_pb2.Cost | 
     Amounts in different currencies are not added: the first attempt's currency counts, and the
     others stay with their attempts. One estimate makes the sum an estimate.
     """
-    known = [a.cost for a in attempts if a.HasField("cost") and a.cost.currency_code]
+    return sum_of([a.cost for a in attempts if a.HasField("cost")])
+
+
+def sum_of(costs: Sequence[decision_pb2.Cost]) -> decision_pb2.Cost | None:
+    """Return the sum of some amounts, as `total_cost`."""
+    known = [cost for cost in costs if cost.currency_code]
     if not known:
         return None
     currency = known[0].currency_code

@@ -59,6 +59,9 @@ class RouterSettings(ServiceSettings):
         default=None, description="file for records while audit is away; none: no outbox"
     )
     outbox_bytes: int = Field(default=64 * 1024 * 1024, ge=65536, description="its largest size")
+    jobs_poll_s: float = Field(
+        default=10.0, gt=0, description="seconds between looks at the batch jobs that run"
+    )
     refresh_s: float = Field(
         default=1.0, gt=0, description="seconds between looks at the paths and the catalog's files"
     )

@@ -248,12 +248,18 @@ class Steps:
 
     # ---- 8. record, 9. reply ----------------------------------------------------------------
 
-    async def intend(self, decision: Decision) -> None:
-        """Make the INTENT durable: after this, and not before, a byte may leave for a vendor."""
+    async def intend(self, decision: Decision, payload: audit_pb2.Payload | None = None) -> None:
+        """Make the INTENT durable: after this, and not before, a byte may leave for a vendor.
+
+        `payload` is what must be remembered where the answer comes much later.
+        """
         left_us = int((decision.deadline - self._clock.monotonic()) * 1e6)
         now = self._clock.unix_us()
         until = now + left_us + _INTENT_GRACE_US
-        await self._audit.append(records.intent(decision, now, until, self._code_version))
+        entry = records.intent(decision, now, until, self._code_version)
+        if payload is not None:
+            entry.payload.CopyFrom(payload)
+        await self._audit.append(entry)
 
     async def fail(self, decision: Decision, error: ServiceError, answer: Answer) -> ServiceError:
         """Record that nobody answered, and return the error."""

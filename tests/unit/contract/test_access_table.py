@@ -11,7 +11,7 @@ from tests.support import ACCESS_FILE
 from twinpath.audit.v1 import audit_pb2
 from twinpath.features.v1 import features_pb2
 from twinpath.inference.v1 import bulk_pb2, inference_pb2, model_control_pb2
-from twinpath.router.v1 import router_pb2
+from twinpath.router.v1 import jobs_pb2, router_pb2
 
 TABLE = read_access_table(ACCESS_FILE)
 
@@ -30,6 +30,7 @@ IDENTITIES = {
 ROUTER, FEATURES = "/twinpath.router.v1.Router", "/twinpath.features.v1.Features"
 INFERENCE, AUDIT = "/twinpath.inference.v1.Inference", "/twinpath.audit.v1.Audit"
 CONTROL, BULK = "/twinpath.inference.v1.ModelControl", "/twinpath.inference.v1.Bulk"
+JOBS = "/twinpath.router.v1.Jobs"
 EXPECTED: dict[str, set[str]] = {
     f"{ROUTER}/Infer": {"role:caller", "role:operator"},
     f"{ROUTER}/InferStream": {"role:caller", "role:operator"},
@@ -38,6 +39,11 @@ EXPECTED: dict[str, set[str]] = {
     f"{ROUTER}/Describe": {"role:caller", "role:operator", "role:auditor"},
     f"{ROUTER}/OverridePath": {"role:operator"},
     f"{ROUTER}/Replay": {"role:auditor"},
+    f"{JOBS}/SubmitJob": {"role:caller", "role:operator"},
+    f"{JOBS}/GetJob": {"role:caller", "role:operator"},
+    f"{JOBS}/ListJobs": {"role:caller", "role:operator"},
+    f"{JOBS}/CancelJob": {"role:caller", "role:operator"},
+    f"{JOBS}/ListJobResults": {"role:caller", "role:operator"},
     f"{FEATURES}/GetFeatures": {"service:router", "role:operator"},
     f"{FEATURES}/Describe": {"service:router", "role:operator"},
     f"{FEATURES}/Push": {"role:feature_writer"},
@@ -74,6 +80,7 @@ def every_method() -> list[str]:
         f"/{service.full_name}/{method.name}"
         for module in (
             router_pb2,
+            jobs_pb2,
             features_pb2,
             inference_pb2,
             bulk_pb2,

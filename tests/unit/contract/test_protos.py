@@ -264,5 +264,6 @@ def test_both_paths_have_the_same_service(
         "twinpath.inference.v1.Bulk",  # remote alone: Triton has no price for waiting
         "twinpath.inference.v1.Inference",
         "twinpath.inference.v1.ModelControl",  # local alone: loading is no part of asking
+        "twinpath.router.v1.Jobs",  # of the router, too: decisions that may wait
         "twinpath.router.v1.Router",
     ]

@@ -121,6 +121,7 @@ async def test_a_jobs_items_are_answered_metered_and_cost_the_batchs_price(
     assert json.loads(body)["model"] == "standin-chat"
     assert first.wire_digest == hashlib.sha256(body).digest() == single.metering.wire_digest
     assert first.bytes_out == len(body)
+    assert first.renderer_version == single.metering.renderer_version != ""
     assert first.output_tokens == single.metering.output_tokens > 0
     assert first.cost.basis == decision_pb2.COST_BASIS_REPORTED
     assert first.cost.nanos * 2 in (single.metering.cost.nanos, single.metering.cost.nanos + 1)
@@ -255,7 +256,7 @@ async def test_a_job_can_be_ended(keys, tmp_path, valkey) -> None:
         request = bulk_pb2.CancelBulkRequest(job_id=job)
         found = (await stub(remote).CancelBulk(request, timeout=20)).job
     assert found.state == bulk_pb2.BULK_STATE_DONE
-    assert from_status(found.results[0].status).reason == "VENDOR_BATCH_EXPIRED"
+    assert from_status(found.results[0].status).reason == "VENDOR_BATCH_CANCELLED"
 
 
 async def test_what_cannot_be_a_job_is_refused(keys, tmp_path, valkey) -> None:

@@ -51,18 +51,20 @@ class Subject(_message.Message):
     def __init__(self, entity: _Optional[_Mapping[str, _value_pb2.Value]] = ..., tenant: _Optional[str] = ..., entity_type: _Optional[str] = ...) -> None: ...
 
 class Payload(_message.Message):
-    __slots__ = ("model_input", "reply", "request_digest", "request", "model_outputs")
+    __slots__ = ("model_input", "reply", "request_digest", "request", "model_outputs", "pending")
     MODEL_INPUT_FIELD_NUMBER: _ClassVar[int]
     REPLY_FIELD_NUMBER: _ClassVar[int]
     REQUEST_DIGEST_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     MODEL_OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
     model_input: bytes
     reply: bytes
     request_digest: bytes
     request: bytes
     model_outputs: bytes
-    def __init__(self, model_input: _Optional[bytes] = ..., reply: _Optional[bytes] = ..., request_digest: _Optional[bytes] = ..., request: _Optional[bytes] = ..., model_outputs: _Optional[bytes] = ...) -> None: ...
+    pending: bytes
+    def __init__(self, model_input: _Optional[bytes] = ..., reply: _Optional[bytes] = ..., request_digest: _Optional[bytes] = ..., request: _Optional[bytes] = ..., model_outputs: _Optional[bytes] = ..., pending: _Optional[bytes] = ...) -> None: ...
 
 class AppendResponse(_message.Message):
     __slots__ = ("results",)

@@ -42,6 +42,7 @@ class AttemptKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ATTEMPT_KIND_SHADOW: _ClassVar[AttemptKind]
     ATTEMPT_KIND_PROBE: _ClassVar[AttemptKind]
     ATTEMPT_KIND_CACHE: _ClassVar[AttemptKind]
+    ATTEMPT_KIND_BULK: _ClassVar[AttemptKind]
 
 class FeatureStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -81,6 +82,7 @@ ATTEMPT_KIND_HEDGE: AttemptKind
 ATTEMPT_KIND_SHADOW: AttemptKind
 ATTEMPT_KIND_PROBE: AttemptKind
 ATTEMPT_KIND_CACHE: AttemptKind
+ATTEMPT_KIND_BULK: AttemptKind
 FEATURE_STATUS_UNSPECIFIED: FeatureStatus
 FEATURE_STATUS_PRESENT: FeatureStatus
 FEATURE_STATUS_STALE: FeatureStatus

@@ -148,7 +148,7 @@ class DescribeResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[ModelDescription, _Mapping]]] = ...) -> None: ...
 
 class ModelDescription(_message.Message):
-    __slots__ = ("name", "version", "path", "provider", "state", "state_reason", "inputs", "outputs", "artifact_digest", "max_batch_size", "streaming", "region", "serving")
+    __slots__ = ("name", "version", "path", "provider", "state", "state_reason", "inputs", "outputs", "artifact_digest", "max_batch_size", "streaming", "region", "serving", "bulk")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
@@ -162,6 +162,7 @@ class ModelDescription(_message.Message):
     STREAMING_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
     SERVING_FIELD_NUMBER: _ClassVar[int]
+    BULK_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     path: _context_pb2.Path
@@ -175,4 +176,5 @@ class ModelDescription(_message.Message):
     streaming: bool
     region: str
     serving: bool
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., path: _Optional[_Union[_context_pb2.Path, str]] = ..., provider: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_reason: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., artifact_digest: _Optional[bytes] = ..., max_batch_size: _Optional[int] = ..., streaming: _Optional[bool] = ..., region: _Optional[str] = ..., serving: _Optional[bool] = ...) -> None: ...
+    bulk: bool
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., path: _Optional[_Union[_context_pb2.Path, str]] = ..., provider: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., state_reason: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[_tensor_pb2.TensorSpec, _Mapping]]] = ..., artifact_digest: _Optional[bytes] = ..., max_batch_size: _Optional[int] = ..., streaming: _Optional[bool] = ..., region: _Optional[str] = ..., serving: _Optional[bool] = ..., bulk: _Optional[bool] = ...) -> None: ...

@@ -1,0 +1,580 @@
+"""Batch jobs over fakes of the mesh and a real state store: what must hold whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import redis.asyncio
+import yaml
+
+from services.chassis.errors import (
+    FailedPreconditionError,
+    NotFoundError,
+    PermissionDeniedError,
+    ServiceError,
+    UnavailableError,
+    from_status,
+    to_status,
+)
+from services.cli.embedded.valkey import Valkey
+from services.router.job_items import JobItems
+from services.router.job_store import JobStore
+from services.router.job_work import JobWork
+from services.router.jobs import Jobs
+from services.router.steps import CatalogView
+from tests.local_path import running
+from tests.unit.router.ports import CATALOG, FakeAudit, World
+from twinpath.audit.v1 import audit_pb2, record_pb2
+from twinpath.common.v1 import context_pb2, decision_pb2
+from twinpath.inference import digest, tensors
+from twinpath.inference.v1 import bulk_pb2, grant_pb2, inference_pb2
+from twinpath.router.v1 import jobs_pb2
+
+ENDED, RUNNING = jobs_pb2.JOB_STATE_ENDED, jobs_pb2.JOB_STATE_RUNNING
+RESTRICTED = context_pb2.DATA_CLASS_RESTRICTED
+TASK = "diabetes_progression"
+
+
+class FakeBulk:
+    """A path with batches: remembers what it was sent, answers once it is told to."""
+
+    def __init__(self, log: FakeAudit) -> None:
+        self._log = log
+        self.jobs: dict[str, list[inference_pb2.InferItem]] = {}
+        self.submits = 0
+        self.kinds_at_submit: list[list[str]] = []
+        self.error: ServiceError | None = None
+        self.lost: ServiceError | None = None
+        self.state = bulk_pb2.BULK_STATE_RUNNING
+        self.reason = ""
+        self.failures: dict[int, ServiceError] = {}
+        self.cancelled: list[str] = []
+        self.value = 150.0
+
+    async def submit(self, job_id: str, items: list[inference_pb2.InferItem]) -> bulk_pb2.BulkJob:
+        """See ports.Bulk."""
+        self.submits += 1
+        self.kinds_at_submit.append(self._log.kinds())
+        if self.error is not None:
+            raise self.error
+        self.jobs.setdefault(job_id, list(items))
+        if self.lost is not None:  # it arrived, and the reply did not
+            error, self.lost = self.lost, None
+            raise error
+        return self._job(job_id)
+
+    async def get(self, job_id: str) -> bulk_pb2.BulkJob:
+        """See ports.Bulk."""
+        if self.error is not None:
+            raise self.error
+        return self._job(job_id)
+
+    async def cancel(self, job_id: str) -> bulk_pb2.BulkJob:
+        """See ports.Bulk."""
+        self.cancelled.append(job_id)
+        return self._job(job_id)
+
+    def _job(self, job_id: str) -> bulk_pb2.BulkJob:
+        job = bulk_pb2.BulkJob(
+            id=job_id, state=self.state, reason=self.reason, vendor_batch_id=f"batch-{job_id}"
+        )
+        if self.state == bulk_pb2.BULK_STATE_DONE:
+            for number, item in enumerate(self.jobs[job_id]):
+                result = job.results.add(id=item.context.id)
+                result.metering.bytes_out = 52
+                if number in self.failures:
+                    result.status.CopyFrom(to_status(self.failures[number]))
+                    continue
+                array = np.array([[self.value]], "f4")
+                result.outputs.append(tensors.from_numpy("progression", array))
+                cost = decision_pb2.Cost(
+                    currency_code="USD", nanos=100, basis=decision_pb2.COST_BASIS_REPORTED
+                )
+                result.metering.cost.CopyFrom(cost)
+        return job
+
+    @property
+    def sent(self) -> list[inference_pb2.InferItem]:
+        """Every item that it was ever sent."""
+        return [item for items in self.jobs.values() for item in items]
+
+
+class ErasableAudit(FakeAudit):
+    """A log whose payloads can go."""
+
+    gone = False
+
+    async def get(self, decision_id: str, *, payload: bool) -> list[audit_pb2.StoredRecord]:
+        """See ports.Audit."""
+        found = await super().get(decision_id, payload=payload)
+        for stored in found:
+            if self.gone:
+                stored.erased = True
+                stored.ClearField("payload")
+        return found
+
+
+class JobWorld(World):
+    """A router over fakes that runs jobs. `restart` forgets all that it has in memory."""
+
+    def __init__(self, catalog: Path, client: redis.asyncio.Redis) -> None:
+        super().__init__(catalog)
+        self.audit = ErasableAudit()
+        self.steps._audit = self.audit
+        self.bulk = FakeBulk(self.audit)
+        self._client = client
+        plain = self.remote.describe
+
+        async def with_bulk() -> list[inference_pb2.ModelDescription]:
+            models = await plain()
+            for model in models:
+                model.bulk = True
+            return models
+
+        self.remote.describe = with_bulk  # type: ignore[method-assign]
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin with what is in the state store and the log."""
+        store = JobStore(self._client)
+        view = lambda: CatalogView(self.catalog, stale=False)  # noqa: E731
+        self.work = JobWork(
+            store=store,
+            items=JobItems(steps=self.steps, audit=self.audit, catalog=view, clock=self.clock),
+            steps=self.steps,
+            bulk=self.bulk,
+            signer=self.signer,
+            clock=self.clock,
+        )
+        self.jobs = Jobs(
+            store=store,
+            work=self.work,
+            steps=self.steps,
+            audit=self.audit,
+            board=self.board,
+            limiter=self.limiter,
+            catalog=view,
+            clock=self.clock,
+        )
+
+    async def submit(self, count: int = 2, subject: str = "alice", **more: Any) -> jobs_pb2.Job:
+        """Submit a job of so many patients."""
+        await self.board.refresh()
+        request = asked(count, **more)
+        return await self.jobs.submit(request, self.call(subject=subject))
+
+    async def look(self, job: jobs_pb2.Job) -> jobs_pb2.Job:
+        """Let the router look after a job once; return it."""
+        await self.work.advance(job.id)
+        return await self.jobs.get(job.id, self.call())
+
+    async def results(self, job: jobs_pb2.Job) -> dict[str, Any]:
+        """The results of a job by item."""
+        return {r.id: r async for r in self.jobs.results(job.id, self.call())}
+
+    def answers(self) -> None:
+        """Let the vendor be done."""
+        self.bulk.state = bulk_pb2.BULK_STATE_DONE
+
+    def of_kind(self, kind: str) -> list[audit_pb2.Entry]:
+        """The log's records of a kind."""
+        wanted = record_pb2.RecordKind.Value(f"RECORD_KIND_{kind}")
+        return [entry for entry in self.audit.log if entry.record.kind == wanted]
+
+
+def asked(count: int, restricted: tuple[int, ...] = (), **more: Any) -> jobs_pb2.SubmitJobRequest:
+    """A job of so many patients."""
+    request = jobs_pb2.SubmitJobRequest(task=more.pop("task", TASK), **more)
+    for number in range(count):
+        item = request.items.add(id=f"i-{number}")
+        item.entity["patient_id"].int64_value = number
+        if number in restricted:
+            item.data_class = RESTRICTED
+    return request
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real state store; its URL."""
+    server = Valkey("state", tmp_path_factory.mktemp("valkey"))
+    with running(server):
+        yield server.url
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Path:
+    """The committed catalog, with a candidate that takes batch jobs."""
+    folder = tmp_path / "catalog"
+    shutil.copytree(CATALOG, folder)
+    path = folder / "tasks" / f"{TASK}.yaml"
+    task = yaml.safe_load(path.read_text())
+    (remote,) = [c for c in task["candidates"] if c["path"] == "remote"]
+    remote["bulk"] = True
+    path.write_text(yaml.safe_dump(task, sort_keys=False))
+    return folder
+
+
+@contextlib.asynccontextmanager
+async def world_of(catalog: Path, url: str) -> AsyncIterator[JobWorld]:
+    """A world with that state store, emptied."""
+    client = redis.asyncio.Redis.from_url(url)
+    try:
+        await client.flushall()
+        yield JobWorld(catalog, client)
+    finally:
+        await client.aclose()
+
+
+@pytest.fixture
+async def world(catalog: Path, valkey: str) -> AsyncIterator[JobWorld]:
+    """A world."""
+    async with world_of(catalog, valkey) as made:
+        yield made
+
+
+async def test_each_item_leaves_an_intent_before_it_is_sent_and_an_outcome_after(world) -> None:
+    """One grant and one INTENT for each before anything leaves; one OUTCOME with its cost."""
+    job = await world.submit(3)
+    assert (job.state, job.items) == (RUNNING, 3)
+    assert world.bulk.kinds_at_submit == [["INTENT"] * 3]
+    world.answers()
+    job = await world.look(job)
+    assert (job.state, job.succeeded, job.cost.nanos) == (ENDED, 3, 300)
+    assert world.audit.kinds() == ["INTENT"] * 3 + ["OUTCOME"] * 3
+    for item in world.bulk.sent:
+        claims = grant_pb2.GrantClaims.FromString(item.grant.claims)
+        assert claims.decision_id == item.decision_id
+        assert claims.input_digest == item.input.digest == digest.digest(item.input.tensors)
+    assert len({i.grant.claims for i in world.bulk.sent}) == 3
+    for entry in world.of_kind("OUTCOME"):
+        (attempt,) = entry.record.attempts
+        assert attempt.kind == decision_pb2.ATTEMPT_KIND_BULK
+        assert (attempt.bytes_out, attempt.cost.nanos) == (52, 100)
+        assert entry.record.plan.entries[0].candidate.id == "diabetes_large"
+        assert entry.record.caller.identity == "alice"
+        assert entry.subject.entity_type
+
+
+async def test_results_come_from_the_log(world) -> None:
+    """Each item's decision in the items' order, with what a single request would have said."""
+    job = await world.submit(3)
+    world.answers()
+    await world.look(job)
+    found = await world.results(job)
+    assert list(found) == ["i-0", "i-1", "i-2"]
+    for entry, result in zip(world.of_kind("OUTCOME"), found.values(), strict=True):
+        reply = result.response
+        assert tensors.to_numpy(reply.outputs[0]).item() == 150.0
+        assert reply.decision_id == entry.record.decision_id
+        assert reply.answered_by.id == "diabetes_large"
+        assert world.audit.log[reply.leaf_index] is entry
+
+
+async def test_restricted_items_never_leave_and_are_refused_one_by_one(world) -> None:
+    """Policy holds for each item of a job; what it refuses is recorded, and the others go."""
+    job = await world.submit(4, restricted=(1, 3))
+    assert (job.refused, job.items) == (2, 4)
+    assert [i.decision_id for i in world.bulk.sent] == [
+        e.record.decision_id for e in world.of_kind("INTENT")
+    ]
+    assert len(world.of_kind("REFUSED")) == len(world.bulk.sent) == 2
+    assert {e.record.reason for e in world.of_kind("REFUSED")} == {"POLICY_REFUSED"}
+    world.answers()
+    await world.look(job)
+    found = await world.results(job)
+    assert [from_status(r.status) is None for r in found.values()] == [True, False, True, False]
+    refused = from_status(found["i-1"].status)
+    assert isinstance(refused, PermissionDeniedError)
+    assert "restricted_never_leaves" in refused.metadata["diabetes_large"]
+
+
+async def test_a_job_of_refused_items_ends_at_once(world) -> None:
+    """Nothing is sent, and nobody has to look."""
+    job = await world.submit(2, restricted=(0, 1))
+    assert (job.state, job.refused) == (ENDED, 2)
+    assert world.bulk.submits == 0
+
+
+async def test_while_the_log_is_away_nothing_leaves(world) -> None:
+    """An item whose INTENT is not durable is not sent."""
+    world.audit.error = UnavailableError("AUDIT_UNREACHABLE", "away")
+    job = await world.submit(2)
+    assert (job.refused, world.bulk.submits) == (2, 0)
+
+
+async def test_the_same_key_gives_the_same_job(world) -> None:
+    """Nothing is planned, recorded or sent twice; another job under the key is refused."""
+    first = await world.submit(2, idempotency_key="k")
+    again = await world.submit(2, idempotency_key="k")
+    assert (again.id, again.state) == (first.id, RUNNING)
+    assert (world.bulk.submits, len(world.audit.log)) == (1, 2)
+    with pytest.raises(FailedPreconditionError, match="another job"):
+        await world.submit(3, idempotency_key="k")
+    other = await world.submit(2, idempotency_key="k", subject="bob")
+    assert other.id != first.id
+
+
+async def test_a_restart_of_the_router_loses_no_job(world) -> None:
+    """What is in the state store and the log suffices to go on."""
+    job = await world.submit(2)
+    world.restart()
+    world.answers()
+    job = await world.look(job)
+    assert (job.state, job.succeeded) == (ENDED, 2)
+    assert world.audit.kinds() == ["INTENT"] * 2 + ["OUTCOME"] * 2
+
+
+async def test_a_batch_that_did_not_reach_the_vendor_is_sent_later(world) -> None:
+    """The inputs are read from the log, the grants are new, and the name is the same."""
+    world.bulk.error = UnavailableError("REMOTE_UNREACHABLE", "away")
+    job = await world.submit(2)
+    assert (job.state, world.bulk.sent) == (RUNNING, [])
+    world.restart()
+    world.bulk.error = None
+    await world.look(job)
+    before = [e.record for e in world.of_kind("INTENT")]
+    assert [i.decision_id for i in world.bulk.sent] == [r.decision_id for r in before]
+    for item, entry in zip(world.bulk.sent, world.of_kind("INTENT"), strict=True):
+        assert item.input.digest == entry.input_digest
+    world.answers()
+    assert (await world.look(job)).succeeded == 2
+    assert len(world.of_kind("INTENT")) == 2
+
+
+async def test_a_reply_that_was_lost_is_asked_for_under_the_same_name(world) -> None:
+    """The path knows what it has; two batches of one part are never made."""
+    world.bulk.lost = UnavailableError("REMOTE_UNREACHABLE", "the reply was lost")
+    job = await world.submit(2)
+    await world.look(job)
+    world.answers()
+    assert (await world.look(job)).succeeded == 2
+    assert (world.bulk.submits, len(world.bulk.jobs)) == (2, 1)
+
+
+async def test_the_policy_of_the_moment_holds_when_items_are_sent_later(world, catalog) -> None:
+    """What may leave is decided when it leaves: a rule that came in between keeps it here."""
+    world.bulk.error = UnavailableError("REMOTE_UNREACHABLE", "away")
+    job = await world.submit(2)
+    rules = catalog / "policies" / "new.yaml"
+    rules.write_text('rules:\n  - {id: nobody, message: Nobody., require: "false"}\n')
+    from services.router.catalog import load_catalog
+
+    world.catalog = load_catalog(catalog)
+    world.bulk.error = None
+    job = await world.look(job)
+    assert (job.state, job.failed, world.bulk.sent) == (ENDED, 2, [])
+    assert {e.record.reason for e in world.of_kind("FAILED")} == {"POLICY_REFUSED"}
+    assert not any(e.record.attempts for e in world.of_kind("FAILED"))
+
+
+async def test_a_batch_cut_off_before_it_was_one_begins_anew(world) -> None:
+    """Nothing was asked, so it may be asked under another name; not for ever."""
+    job = await world.submit(1)
+    world.bulk.state, world.bulk.reason = bulk_pb2.BULK_STATE_FAILED, "BULK_INTERRUPTED"
+    for _ in range(8):
+        job = await world.look(job)
+    assert (job.state, job.failed) == (ENDED, 1)
+    assert sorted(world.bulk.jobs) == [f"{job.id}.0.{n}" for n in range(4)]
+    (failed,) = world.of_kind("FAILED")
+    assert failed.record.reason == "BULK_INTERRUPTED"
+
+
+async def test_a_killed_router_repeats_a_look_and_never_a_record(world) -> None:
+    """The log says which items have their end, whatever the job's state still says."""
+    job = await world.submit(3)
+    world.bulk.failures = {1: UnavailableError("VENDOR_UNAVAILABLE", "x")}
+    world.answers()
+    save = JobStore.save
+
+    class Killed(BaseException):
+        pass
+
+    async def die(self: JobStore, job: object) -> None:
+        raise Killed
+
+    JobStore.save = die  # type: ignore[method-assign]
+    try:
+        with pytest.raises(Killed):
+            await world.work.advance(job.id)
+    finally:
+        JobStore.save = save  # type: ignore[method-assign]
+    world.restart()
+    job = await world.look(job)
+    assert (job.state, job.succeeded, job.failed, job.cost.nanos) == (ENDED, 2, 1, 200)
+    assert len(world.of_kind("OUTCOME")) == 2
+    assert len(world.of_kind("FAILED")) == 1
+    found = await world.results(job)
+    assert from_status(found["i-1"].status).reason == "VENDOR_UNAVAILABLE"
+
+
+async def test_an_item_that_fails_is_recorded_with_its_attempt(world) -> None:
+    """An error of one request is that item's; an output that breaks the contract is none."""
+    job = await world.submit(2)
+    world.bulk.failures = {0: UnavailableError("VENDOR_UNAVAILABLE", "x")}
+    world.bulk.value = float("nan")
+    world.answers()
+    job = await world.look(job)
+    assert (job.succeeded, job.failed) == (0, 2)
+    reasons = ["VENDOR_UNAVAILABLE", "OUTPUT_CONTRACT"]
+    assert [e.record.reason for e in world.of_kind("FAILED")] == reasons
+    assert [e.record.attempts[0].reason for e in world.of_kind("FAILED")] == reasons
+    assert job.cost.nanos == 100  # the vendor bills for what we can't use
+    assert all(not r.HasField("response") for r in (await world.results(job)).values())
+
+
+async def test_an_erased_subject_gets_no_answer_and_its_end_is_recorded(world) -> None:
+    """Between asking and answering the subject was erased: the input is gone, and so is the way."""
+    job = await world.submit(1)
+    world.audit.gone = True
+    world.answers()
+    job = await world.look(job)
+    (failed,) = world.of_kind("FAILED")
+    assert (job.failed, failed.record.reason) == (1, "SUBJECT_ERASED")
+    assert failed.record.attempts[0].bytes_out == 52
+    assert not failed.HasField("subject")
+    assert not failed.record.deadline_unix_us
+
+
+async def test_a_reply_that_was_erased_is_said_to_be_gone(world) -> None:
+    """The state store never had it."""
+    job = await world.submit(1)
+    world.answers()
+    await world.look(job)
+    world.audit.gone = True
+    found = await world.results(job)
+    assert from_status(found["i-0"].status).reason == "REPLY_GONE"
+
+
+async def test_a_job_can_be_ended(world) -> None:
+    """What was sent is ended at the vendor; what was not is never sent."""
+    sent = await world.submit(1)
+    found = await world.jobs.cancel(sent.id, world.call())
+    assert found.state == jobs_pb2.JOB_STATE_CANCELLING
+    assert world.bulk.cancelled == [f"{sent.id}.0.0"]
+    world.answers()
+    assert (await world.look(sent)).state == jobs_pb2.JOB_STATE_CANCELLED
+    world.bulk.error = UnavailableError("REMOTE_UNREACHABLE", "away")
+    waiting = await world.submit(1)
+    world.bulk.error = None
+    found = await world.jobs.cancel(waiting.id, world.call())
+    assert (found.state, found.failed) == (jobs_pb2.JOB_STATE_CANCELLED, 1)
+    assert f"{waiting.id}.0.0" not in world.bulk.jobs
+    assert world.of_kind("FAILED")[-1].record.reason == "JOB_CANCELLED"
+
+
+async def test_a_vendor_that_stays_silent_ends_the_job_at_last(world) -> None:
+    """The batch is ended, and each item's end is recorded."""
+    job = await world.submit(1)
+    world.clock.now += 26.5 * 3600
+    await world.look(job)
+    assert world.bulk.cancelled
+    world.clock.now += 3600
+    job = await world.look(job)
+    assert (job.state, job.failed) == (ENDED, 1)
+    assert world.of_kind("FAILED")[0].record.reason == "JOB_EXPIRED"
+
+
+async def test_a_job_is_its_callers_and_nobody_elses(world) -> None:
+    """Another caller can't see, end or read it, and does not find it in the list."""
+    job = await world.submit(1)
+    other = world.call(subject="bob")
+    for ask in (world.jobs.get, world.jobs.cancel):
+        with pytest.raises(NotFoundError):
+            await ask(job.id, other)
+    with pytest.raises(NotFoundError):
+        await anext(world.jobs.results(job.id, other))
+    assert await world.jobs.page(jobs_pb2.ListJobsRequest(), other) == ([], "")
+    with pytest.raises(FailedPreconditionError, match="results come at its end"):
+        await world.results(job)
+
+
+async def test_jobs_are_listed_in_pages_the_newest_first(world) -> None:
+    """Each job stands on one page."""
+    made = []
+    for _ in range(5):
+        world.clock.now += 1
+        made.append((await world.submit(1)).id)
+    found: list[str] = []
+    token = ""
+    while True:
+        request = jobs_pb2.ListJobsRequest(page_size=2, page_token=token)
+        jobs, token = await world.jobs.page(request, world.call())
+        found += [job.id for job in jobs]
+        if not token:
+            break
+    assert found == made[::-1]
+
+
+async def test_only_candidates_that_the_catalog_and_the_vendor_say_may_be_asked(world) -> None:
+    """Neither a task without such a candidate, nor a vendor without batches, nor another one."""
+    with pytest.raises(FailedPreconditionError) as caught:
+        await world.submit(1, task="tumour_triage")
+    assert caught.value.reason == "NO_BULK_CANDIDATE"
+    with pytest.raises(FailedPreconditionError) as caught:
+        await world.submit(1, candidate="diabetes_small")
+    assert caught.value.reason == "NO_BULK_CANDIDATE"
+    with pytest.raises(NotFoundError):
+        await world.submit(1, task="unknown")
+    world.board.takes_jobs = lambda candidate: False  # type: ignore[method-assign]
+    job = await world.submit(1)
+    error = from_status((await world.results(job))["i-0"].status)
+    assert error.reason == "NO_CANDIDATE_ON_PATH"
+    assert world.bulk.submits == 0
+
+
+async def test_an_item_that_breaks_the_tasks_contract_fails_alone(world) -> None:
+    """With the violations that a single request would get."""
+    await world.board.refresh()
+    request = asked(2)
+    request.items[0].fields["unknown"].string_value = "x"
+    job = await world.jobs.submit(request, world.call())
+    assert (job.refused, len(world.bulk.sent)) == (1, 1)
+
+
+async def test_a_job_cut_off_while_it_was_prepared_says_so_and_can_be_submitted_again(
+    world,
+) -> None:
+    """Nothing has left; under the same key it is prepared anew."""
+    intend = world.steps.intend
+
+    class Killed(BaseException):
+        pass
+
+    async def die(*_: object) -> None:
+        raise Killed
+
+    world.steps.intend = die  # type: ignore[method-assign]
+    with pytest.raises(BaseExceptionGroup):
+        await world.submit(1, idempotency_key="k")
+    world.steps.intend = intend  # type: ignore[method-assign]
+    world.restart()
+    jobs, _ = await world.jobs.page(jobs_pb2.ListJobsRequest(), world.call())
+    found = await world.look(jobs_pb2.Job(id=jobs[0].id))
+    assert (found.state, world.bulk.sent) == (jobs_pb2.JOB_STATE_INTERRUPTED, [])
+    again = await world.submit(1, idempotency_key="k")
+    assert (again.id, again.state) == (found.id, RUNNING)
+    world.answers()
+    assert (await world.look(again)).succeeded == 1
+
+
+async def test_the_state_store_holds_no_input_and_no_answer(world) -> None:
+    """Ids, states and costs: what is the subject's lies in the log, under the subject's key."""
+    job = await world.submit(1, purpose="care")
+    world.answers()
+    await world.look(job)
+    (sent,) = world.bulk.sent
+    kept = b""
+    async for key in world._client.scan_iter("twinpath:job:*"):
+        kept += await world._client.get(key)
+    assert kept
+    for secret in (sent.input.SerializeToString(), sent.input.tensors[0].raw):
+        assert secret not in kept
+        assert secret.hex().encode() not in kept
+    assert b"patient_id" not in kept
+    assert b"outputs" not in kept
