@@ -13,15 +13,18 @@ from services.chassis.errors import DeadlineExceededError, ResourceExhaustedErro
 from services.router import metrics
 from services.router.decision import Decision
 from services.router.limiter import Limiter, Outcome, Priority, Refusal
+from services.router.spare import Spare
 from twinpath.router.v1 import router_pb2
 
 
 class Admission:
     """Holds the limit of this router."""
 
-    def __init__(self, limiter: Limiter, clock: Clock) -> None:
+    def __init__(self, limiter: Limiter, clock: Clock, spare: Spare | None = None) -> None:
+        """`spare` hears of every request that is more urgent than a batch."""
         self.limiter = limiter
         self._clock = clock
+        self._spare = spare or Spare(clock)
 
     @contextmanager
     def __call__(self, request: router_pb2.InferRequest) -> Iterator[metrics.Seen]:
@@ -38,6 +41,8 @@ class Admission:
     @contextmanager
     def _place(self, request: router_pb2.InferRequest, seen: metrics.Seen) -> Iterator[None]:
         priority = Priority(request.priority or Priority.NORMAL)
+        if priority is not Priority.BATCH:
+            self._spare.urgent()
         ticket = self.limiter.acquire(self._clock.monotonic(), priority, request.task)
         if isinstance(ticket, Refusal):
             raise ResourceExhaustedError(

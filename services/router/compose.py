@@ -53,6 +53,7 @@ from services.router.releases import split_key
 from services.router.replay import Replays
 from services.router.servicer import RouterServicer
 from services.router.settings import RouterSettings
+from services.router.spare import Spare
 from services.router.state_store import StateStore
 from services.router.steps import CatalogView, Steps
 from services.router.streams import Streams
@@ -132,7 +133,8 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
         minimum=min(32, settings.max_in_flight),
         maximum=settings.max_in_flight,
     )
-    admission = Admission(Limiter(limits), clock)
+    spare = Spare(clock, settings.batch_beside)
+    admission = Admission(Limiter(limits), clock, spare)
     stack.enter_context(shown(RouterState(board, admission.limiter)))
     claims = RedisClaims(state)
     store = StateStore(state, clock)
@@ -175,7 +177,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
             with metrics.refusal():
                 await quotas.take(keeper.catalog.quotas, call.identity)
 
-    batches = Batches(pipeline.decide, clock, first=within_quota)
+    batches = Batches(pipeline.decide, clock, first=within_quota, spare=spare)
 
     job_store = JobStore(state)
     job_work = JobWork(

@@ -41,6 +41,12 @@ class RouterSettings(ServiceSettings):
         ge=1,
         description="the adaptive limit of decisions at once never goes above this",
     )
+    batch_beside: int = Field(
+        default=1,
+        ge=1,
+        description="items of batches (priority BATCH) decided at once while more urgent requests "
+        "come in; more is faster for them and slower for the others",
+    )
     split_key: Path | None = Field(
         default=None,
         description="file with the secret that deals entities to arms, 16 bytes or more, the same "
