@@ -40,7 +40,7 @@ from tests.support import ROOT, client, start_service
 from twinpath.common.v1 import context_pb2, decision_pb2, value_pb2
 from twinpath.inference import tensors
 from twinpath.inference.v1 import tensor_pb2
-from twinpath.router.v1 import router_pb2, router_pb2_grpc
+from twinpath.router.v1 import jobs_pb2, jobs_pb2_grpc, router_pb2, router_pb2_grpc
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -64,7 +64,7 @@ outputs:
 candidates:
   - {{id: here, path: local, model: note, version: "1"}}
   - {{id: there, path: remote, model: note_chat, version: standin-chat-2026-01-01,
-     provider: vendor, region: eu, cost_nanos_usd: 900000}}
+     provider: vendor, region: eu, cost_nanos_usd: 900000, bulk: true}}
 resilience: {{retries: 2, hedge: true}}
 filters: {filters}
 {more}
@@ -125,6 +125,7 @@ class World:
     Attributes:
         router: A caller's stub.
         auditor: An auditor's stub.
+        jobs: A caller's stub for batch jobs.
         local: The local path.
         admin: The stand-in vendor's admin endpoint.
         data_class: Of the requests.
@@ -136,6 +137,7 @@ class World:
 
     router: router_pb2_grpc.RouterStub
     auditor: router_pb2_grpc.RouterStub
+    jobs: jobs_pb2_grpc.JobsStub
     local: FakeInference
     admin: str
     data_class: int = INTERNAL
@@ -323,8 +325,28 @@ async def replay(world: World) -> None:
             world.kinds.update(attempt.kind for attempt in found.attempts)
 
 
+async def bulk(world: World) -> None:
+    """Many in one job, at the vendor's batch price."""
+    request = jobs_pb2.SubmitJobRequest(task="whole")
+    for number, one in world.requests(PER_ROAD):
+        request.items.add(
+            id=str(number), entity=one.entity, fields=one.fields, data_class=one.data_class
+        )
+    job = (await world.jobs.SubmitJob(request, timeout=30)).job
+    while not job.end_time_unix_us:
+        await asyncio.sleep(0.1)
+        job = (await world.jobs.GetJob(jobs_pb2.GetJobRequest(job_id=job.id), timeout=10)).job
+    asked = jobs_pb2.ListJobResultsRequest(job_id=job.id)
+    async for reply in world.jobs.ListJobResults(asked, timeout=30):
+        error = from_status(reply.result.status)
+        if error is None:
+            world.note(int(reply.result.id), reply.result.response)
+        else:
+            world.reasons[error.reason] += 1
+
+
 Road = Callable[[World], Awaitable[None]]
-ROADS: tuple[Road, ...] = (straight, fallback, hedge, retry, batch, stream, cache, replay)
+ROADS: tuple[Road, ...] = (straight, fallback, hedge, retry, batch, stream, cache, replay, bulk)
 
 
 async def walk(world: World, data_class: int) -> dict[str, list[bytes]]:
@@ -363,7 +385,10 @@ async def mesh(home: Path, *, policy: bool) -> AsyncIterator[World]:
         standin_admin_port=port["standin-admin"],
         extra={
             "services": {"TWINPATH_DRAIN_S": "0.2", "TWINPATH_PING_INTERVAL_S": "0.2"},
-            "router": {"TWINPATH_ROUTER_CACHE_KEY": str(cache_key(home))},
+            "router": {
+                "TWINPATH_ROUTER_CACHE_KEY": str(cache_key(home)),
+                "TWINPATH_ROUTER_JOBS_POLL_S": "0.2",
+            },
             "standin": {"TWINPATH_STANDIN_LOG_ENTRIES": "100000"},
         },
     )  # fmt: skip
@@ -394,15 +419,19 @@ async def mesh(home: Path, *, policy: bool) -> AsyncIterator[World]:
         for process in processes:
             stack.push_async_callback(process.stop)
             await process.start()
-        stubs = [
-            router_pb2_grpc.RouterStub(
-                await stack.enter_async_context(
-                    client(wiring.services["router"], keys.tokens[role].read_text().strip())
-                )
+        caller, auditor = [
+            await stack.enter_async_context(
+                client(wiring.services["router"], keys.tokens[role].read_text().strip())
             )
             for role in ("caller", "auditor")
         ]
-        yield World(*stubs, local=local, admin=admin)
+        yield World(
+            router_pb2_grpc.RouterStub(caller),
+            router_pb2_grpc.RouterStub(auditor),
+            jobs_pb2_grpc.JobsStub(caller),
+            local=local,
+            admin=admin,
+        )
 
 
 def cache_key(home: Path) -> Path:
@@ -459,7 +488,7 @@ async def test_no_marked_value_reaches_the_vendor_by_any_road(tmp_path: Path) ->
         assert bodies, (road, world.reasons)  # it was taken
         assert sum(body.count(MARK) for body in bodies) == 0, road
     assert {Kind.ATTEMPT_KIND_PRIMARY, Kind.ATTEMPT_KIND_RETRY, Kind.ATTEMPT_KIND_FALLBACK,
-            Kind.ATTEMPT_KIND_HEDGE, Kind.ATTEMPT_KIND_CACHE} <= roads  # fmt: skip
+            Kind.ATTEMPT_KIND_HEDGE, Kind.ATTEMPT_KIND_CACHE, Kind.ATTEMPT_KIND_BULK} <= roads  # fmt: skip
     assert world.cached > 0
     for number, answer in answers.items():
         assert f"CANARY-{number:06}" in answer
