@@ -11,6 +11,7 @@ import contextlib
 import gc
 import logging
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -34,6 +35,10 @@ from services.chassis.settings import ServiceSettings, load_or_exit
 
 log = logging.getLogger(__name__)
 S = TypeVar("S", bound=ServiceSettings)
+
+# Of several services in one process: how long each may take to get ready before the next starts.
+_HEAD_START_S = 20.0
+_LOOK_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -183,16 +188,27 @@ async def _run(parts: Sequence[tuple[Any, Build[Any]]]) -> None:
     async with AsyncExitStack() as stack:
         waiting: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
         ends = {waiting}
-        for settings, build in parts:
+        for place, (settings, build) in enumerate(parts, 1):
             running = await stack.enter_async_context(started(settings, build))
             stack.enter_context(inprocess.hosted(running.address, running.handlers))
             ends.add(running.failed)
+            if place < len(parts):
+                await _up(running, {waiting, running.failed})
         _settle_memory()
         done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
         for failed in done - {waiting}:
             failed.result()
         log.info("stopping")
+
+
+async def _up(running: Running, ends: set[asyncio.Future[Any]]) -> None:
+    """Give a service time to become SERVING before those start that call it; it may be late."""
+    until = time.monotonic() + _HEAD_START_S
+    while time.monotonic() < until and not await running.health.check():
+        done, _ = await asyncio.wait(ends, timeout=_LOOK_S)
+        if done:
+            return
 
 
 def main(name: str, kind: type[S], build: Build[S]) -> None:

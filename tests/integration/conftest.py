@@ -185,16 +185,24 @@ def mesh_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def session_mesh(mesh_home: Path) -> Iterator[MeshUnderTest]:
     """The session's mesh, started once. Tests take `mesh`, which keeps it whole."""
+    with started_mesh(mesh_home) as mesh:
+        yield mesh
+
+
+@contextlib.contextmanager
+def started_mesh(folder: Path, *, edge: bool = False) -> Iterator[MeshUnderTest]:
+    """Start a mesh in a folder, and stop it at the end; data and models are made there."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("TWINPATH_", "OTEL_"))}
-    repo = mesh_home / "feature_repo"
+    repo = folder / "feature_repo"
     shutil.copytree(
         ROOT / "feature_repo", repo, ignore=shutil.ignore_patterns("data", "__pycache__")
     )
     (repo / "data").mkdir()
-    home = Path(os.environ.get("TWINPATH_TEST_HOME", mesh_home))
-    layout = replace(laptop(home, os.environ, runtime=mesh_home), feature_repo=repo)
+    home = Path(os.environ.get("TWINPATH_TEST_HOME", folder))
+    layout = replace(laptop(home, os.environ, runtime=folder), feature_repo=repo)
     options = MeshOptions(
         layout,
+        edge=edge,
         standin_latency_ms=0,
         standin_jitter_ms=0,
         environment={**kept, "TWINPATH_DRAIN_S": "1", "TWINPATH_PING_INTERVAL_S": "0.2"},
