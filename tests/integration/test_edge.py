@@ -14,6 +14,7 @@ from tests.integration import test_mesh_decisions as decisions
 from tests.integration import test_mesh_streams as streams
 from tests.integration.conftest import LOCAL, REMOTE, MeshUnderTest, request, started_mesh
 from tests.support import refusal
+from twinpath.audit.v1 import audit_pb2
 from twinpath.features.v1 import features_pb2
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -90,5 +91,5 @@ async def test_it_survives_a_crash_with_all_that_was_acknowledged(
     await mesh.answers(only_path=LOCAL)
     async with mesh.stub("audit", "auditor") as audit:
         for reply in replies:
-            found = await audit.Get(decisions.audit_pb2.GetRequest(decision_id=reply.decision_id))
+            found = await audit.Get(audit_pb2.GetRequest(decision_id=reply.decision_id))
             assert found.records[-1].leaf_index == reply.leaf_index
