@@ -17,7 +17,7 @@ from services.chassis.errors import (
 from services.remote import meters
 from services.remote.catalog import Model, Provider
 from services.remote.grants import GrantVerifier, UsedGrants, check_fit
-from services.remote.limit_store import Bucket
+from services.remote.limit_claims import Claim
 from services.remote.limits import Limits
 from services.remote.prices import guess_tokens
 from services.remote.provider import Ask
@@ -41,7 +41,7 @@ class Admitted:
 
     vendor: Vendor
     ask: Ask
-    taken: Sequence[Bucket]
+    taken: Claim
 
 
 class Door:
@@ -91,7 +91,6 @@ class Door:
         check_inputs(given, model.inputs)
         _search(vendor.provider, given)
         use = self._used.use(claims)
-        taken: Sequence[Bucket]
         remaining = left_s - (time.monotonic() - start)
         try:
             if limited:
@@ -105,7 +104,7 @@ class Door:
                 )
             else:
                 await self._limits.use_grant(use, remaining)
-                taken = ()
+                taken = Claim()
         except (ResourceExhaustedError, DeadlineExceededError):
             self._used.release(claims)  # it may come again, once there is room
             raise

@@ -1,7 +1,7 @@
 """Where limits and used grants are kept: for all replicas in state Redis, else in this process.
 
 A claim is what one item takes: from every bucket, and its grant for good. All of it is taken, or
-nothing is, in one round trip.
+nothing is, in one round trip; of the buckets perhaps from what this replica took ahead (leases.py).
 
 A bucket holds a minute's worth and fills evenly. Of a bucket that callers share, the upper half
 goes to whoever comes; the lower half only within a caller's weighted share of the whole, counted
@@ -14,8 +14,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import redis.asyncio
 import redis.exceptions
@@ -24,18 +23,21 @@ from hiredis import pack_command
 from services.chassis.clock import Clock
 from services.chassis.redis_lane import Lane
 from services.remote import meters
+from services.remote.leases import Leases
+from services.remote.limit_claims import Bucket, Claim, Refusal
 
 _MINUTE_S = 60.0
 _AWAY_S = 0.5
+_GRANT = "twinpath:grant:"
 _USED = -1
 _OF_SHARE = 1000
 # The store's clock counts, so that replicas agree. Keys live as long as a bucket takes to fill.
 # ARGV: 1 to take only if there is room (0 to correct in any case), how many buckets, milliseconds
 # for which the grant is remembered (0: there is none), the caller; for each bucket: size, take,
-# the caller's weight (0: nobody shares it).
+# how much more for a lease, the caller's weight (0: nobody shares it).
 # KEYS: the grant, if any; for each bucket its own and, if shared, the caller's share of it, those
 # who share it, and those of them whose weight is not 1.
-# Returns what `_refusal` reads: a code, and milliseconds to wait.
+# Returns what `_refusal` reads: a code, and milliseconds to wait; then 1 if it gave the lease.
 _SCRIPT = """
 local now = redis.call('TIME')
 now = tonumber(now[1]) + tonumber(now[2]) / 1e6
@@ -69,27 +71,34 @@ local function all_weights(callers, heavy, weight)
   return total
 end
 local grant = remember > 0 and key() or nil
-local code, wait, writes = 0, 0, {}
+local buckets, lease = {}, guarded
 for i = 1, tonumber(ARGV[2]) do
-  local size, take, weight = arg(), arg(), arg()
-  local name = key()
-  local left = level(name, size)
+  local size, take, more, weight = arg(), arg(), arg(), arg()
+  local b = {name = key(), size = size, take = take, more = more, weight = weight}
+  if weight > 0 then b.share, b.callers, b.heavy = key(), key(), key() end
+  b.left = level(b.name, size)
+  lease = lease and b.left - take - more >= size / 2
+  buckets[i] = b
+end
+local code, wait, writes = 0, 0, {}
+for i, b in ipairs(buckets) do
+  local size, take, left, weight = b.size, b.take, b.left, b.weight
   if guarded and code == 0 and left < math.min(take, size) then
     code, wait = i, math.ceil((math.min(take, size) - left) * 60000 / size)
   end
-  writes[#writes + 1] = {name, math.min(size, left - take)}
+  if lease then take = take + b.more end
+  writes[#writes + 1] = {b.name, math.min(size, left - take)}
   if weight > 0 then
-    local share, callers, heavy = key(), key(), key()
-    local total = all_weights(callers, heavy, weight)
+    local total = all_weights(b.callers, b.heavy, weight)
     local part = size * weight / total
-    local mine = level(share, part)
+    local mine = level(b.share, part)
     local contended = total > weight and left - take < size / 2
     if guarded and code == 0 and contended and mine < math.min(take, part) then
       code, wait = 1000 + i, math.ceil((math.min(take, part) - mine) * 60000 / part)
     end
     local after = mine - take
     if not contended then after = math.max(0, after) end
-    writes[#writes + 1] = {share, math.max(-part, math.min(part, after))}
+    writes[#writes + 1] = {b.share, math.max(-part, math.min(part, after))}
   end
 end
 if code == 0 and grant and not redis.call('SET', grant, 1, 'NX', 'PX', remember) then
@@ -102,67 +111,10 @@ if code == 0 then
     redis.call('EXPIRE', write[1], 180)
   end
 end
-return {code, wait}
+return {code, wait, lease and code == 0 and 1 or 0}
 """
 _SHA = hashlib.sha1(_SCRIPT.encode()).hexdigest()  # noqa: S324 - how Redis names scripts
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """A minute's worth of something, and how much of it an item takes.
-
-    Attributes:
-        key: Whose it is.
-        size: How much there is in a minute.
-        take: How much the item takes; the correction may be negative.
-        tokens: Whether tokens are counted, not requests.
-        caller: Whether it is one caller's.
-        weight: The caller's weight among those that share it; 0: it is not shared.
-        who: The caller, where it is shared.
-        sharers: Where those who share it are noted.
-    """
-
-    key: str
-    size: int
-    take: float
-    tokens: bool
-    caller: bool
-    weight: float = 0.0
-    who: str = ""
-    sharers: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """What one item takes.
-
-    Attributes:
-        buckets: From where.
-        guarded: Whether it is refused where there is no room; a correction is not.
-        grant: The id of the grant that it uses up; empty: none.
-        remember_s: For how long its use is remembered.
-    """
-
-    buckets: Sequence[Bucket]
-    guarded: bool = True
-    grant: str = ""
-    remember_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why nothing was taken.
-
-    Attributes:
-        bucket: The one without room; None: the grant has been used already.
-        wait_s: Seconds until it has room.
-        share: Whether there is room, but not within this caller's share.
-    """
-
-    bucket: Bucket | None
-    wait_s: float = 0.0
-    share: bool = False
 
 
 class Store(Protocol):
@@ -191,23 +143,22 @@ class LocalStore:
         writes: dict[str, float] = {}
         # Who is refused counts among the sharers too, and gets its share from then on.
         totals = [self._weights(bucket, now) if bucket.weight else 0.0 for bucket in claim.buckets]
-        for bucket, total in zip(claim.buckets, totals, strict=True):
+        for bucket, take, total in zip(claim.buckets, claim.takes, totals, strict=True):
             left = self._level(bucket.key, bucket.size, now)
-            wanted = min(bucket.take, bucket.size)
+            wanted = min(take, bucket.size)
             if claim.guarded and left < wanted:
                 return Refusal(bucket, (wanted - left) * _MINUTE_S / bucket.size)
-            writes[bucket.key] = min(float(bucket.size), left - bucket.take)
+            writes[bucket.key] = min(float(bucket.size), left - take)
             if not bucket.weight:
                 continue
             part = bucket.size * bucket.weight / total
-            share = _share_key(bucket)
-            mine = self._level(share, part, now)
-            wanted = min(bucket.take, part)
-            contended = total > bucket.weight and left - bucket.take < bucket.size / 2
+            mine = self._level(bucket.share, part, now)
+            wanted = min(take, part)
+            contended = total > bucket.weight and left - take < bucket.size / 2
             if claim.guarded and contended and mine < wanted:
                 return Refusal(bucket, (wanted - mine) * _MINUTE_S / part, share=True)
-            after = mine - bucket.take
-            writes[share] = max(-part, min(part, after if contended else max(0.0, after)))
+            after = mine - take
+            writes[bucket.share] = max(-part, min(part, after if contended else max(0.0, after)))
         self._held.update((key, (level, now)) for key, level in writes.items())
         if len(self._held) > 100_000:  # callers come and go; a full bucket need not be kept
             self._held = {k: v for k, v in self._held.items() if now - v[1] < _MINUTE_S}
@@ -246,13 +197,15 @@ class RedisStore:
         self._lane = Lane(client.connection_pool, timeout_s)
         self._local = local
         self._clock = clock
+        self._leases = Leases()
         self._again_at = float("-inf")
 
     async def take(self, claim: Claim, left_s: float) -> Refusal | None:
         """See `Store`."""
-        if self._clock.monotonic() >= self._again_at:
+        now = self._clock.monotonic()
+        if now >= self._again_at:
             try:
-                code, wait = await self._ask(claim)
+                refusal = await self._take(claim, now)
             except (redis.exceptions.RedisError, OSError) as error:
                 if self._again_at == float("-inf"):
                     log.warning(
@@ -262,7 +215,7 @@ class RedisStore:
                 self._again_at = self._clock.monotonic() + _AWAY_S
             else:
                 self._again_at = float("-inf")
-                return _refusal(claim, code, wait)
+                return refusal
         meters.LIMITS_LOCAL.inc()
         return await self._local.take(claim, left_s)
 
@@ -270,33 +223,62 @@ class RedisStore:
         """Close the connection."""
         await self._lane.close()
 
-    async def _ask(self, claim: Claim) -> tuple[int, int]:
-        command = _packed("EVALSHA", _SHA, *_written(claim))
+    async def _take(self, claim: Claim, now: float) -> Refusal | None:
+        if not claim.buckets:
+            return await self._use(claim)
+        if not claim.guarded:
+            return _refusal(claim, *(await self._ask(claim, ()))[:2])
+        if self._leases.spend(claim, now):
+            refusal = await self._use(claim) if claim.grant else None
+            if refusal is not None:
+                self._leases.put_back(claim)
+            return refusal
+        more, given = self._leases.ask(claim, now), False
+        try:
+            code, wait, given = await self._ask(claim, more)
+        finally:
+            if more:
+                self._leases.came(claim, more if given else (), now)
+        return _refusal(claim, code, wait)
+
+    async def _use(self, claim: Claim) -> Refusal | None:
+        """Use a grant up, where there is room in hand or no limit."""
+        key = f"{_GRANT}{claim.grant}"
+        command = _packed("SET", key, 1, "NX", "PX", _remember_ms(claim))
+        (reply,) = await self._lane.ask(command, 1, again=False)
+        if isinstance(reply, Exception):
+            raise reply
+        return Refusal(None) if reply is None else None
+
+    async def _ask(self, claim: Claim, more: Sequence[float]) -> tuple[int, int, bool]:
+        command = _packed("EVALSHA", _SHA, *_written(claim, more))
         (reply,) = await self._lane.ask(command, 1, again=False)
         if isinstance(reply, redis.exceptions.NoScriptError):  # nothing was done
             load = _packed("SCRIPT", "LOAD", _SCRIPT)
             _, reply = await self._lane.ask(load + command, 2, again=False)
         if isinstance(reply, Exception):
             raise reply
-        return int(reply[0]), int(reply[1])
+        code, wait_ms, given = reply
+        return int(code), int(wait_ms), bool(given)
 
 
-def _share_key(bucket: Bucket) -> str:
-    return f"{bucket.key}share:{bucket.who}"
+def _remember_ms(claim: Claim) -> int:
+    return max(1, int(claim.remember_s * 1000))
 
 
-def _written(claim: Claim) -> list[str | float | int]:
+def _written(claim: Claim, more: Sequence[float]) -> list[str | float | int]:
     """Return the script's number of keys, keys and arguments."""
-    keys = [f"twinpath:grant:{claim.grant}"] if claim.grant else []
-    remember_ms = max(1, int(claim.remember_s * 1000)) if claim.grant else 0
+    keys = [f"{_GRANT}{claim.grant}"] if claim.grant else []
+    remember_ms = _remember_ms(claim) if claim.grant else 0
     arguments: list[str | float | int] = []
     who = ""
-    for bucket in claim.buckets:
-        arguments += [bucket.size, bucket.take, bucket.weight]
+    ahead = more or [0.0] * len(claim.takes)
+    for bucket, take, further in zip(claim.buckets, claim.takes, ahead, strict=True):
+        arguments += [bucket.size, take, further, bucket.weight]
         keys.append(bucket.key)
         if bucket.weight:
             who = bucket.who
-            keys += [_share_key(bucket), bucket.sharers, f"{bucket.sharers}:heavy"]
+            keys += [bucket.share, bucket.sharers, f"{bucket.sharers}:heavy"]
     head: list[str | float | int] = [int(claim.guarded), len(claim.buckets), remember_ms, who]
     return [len(keys), *keys, *head, *arguments]
 
@@ -312,5 +294,5 @@ def _refusal(claim: Claim, code: int, wait_ms: int) -> Refusal | None:
     if code == _USED:
         return Refusal(None)
     of_share = code > _OF_SHARE
-    bucket: Any = claim.buckets[code - (_OF_SHARE if of_share else 0) - 1]
+    bucket = claim.buckets[code - (_OF_SHARE if of_share else 0) - 1]
     return Refusal(bucket, wait_ms / 1000, share=of_share)

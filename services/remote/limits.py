@@ -10,16 +10,20 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from services.chassis.errors import ResourceExhaustedError, ServiceError
 from services.remote.catalog import Model, Provider
+from services.remote.catalog_access import Share
 from services.remote.grants import GrantUse, used_already
-from services.remote.limit_store import Bucket, Claim, Refusal, Store
+from services.remote.limit_claims import Bucket, Claim, Refusal
+from services.remote.limit_store import Store
 
 _LONGEST_WAIT_S = 60.0
 _CORRECTION_S = 1.0
 _NO_TIME_LIMIT_S = 3600.0
+_MEMORY = 10_000
+_REQUESTS, _TOKENS = "requests", "tokens"
 log = logging.getLogger(__name__)
 
 
@@ -36,6 +40,7 @@ class Limits:
         self._store = store
         self._shared = shared
         self._corrections: set[asyncio.Task[None]] = set()
+        self._buckets: dict[tuple[int, str, str], tuple[Model, Sequence[Bucket]]] = {}
 
     async def acquire(
         self,
@@ -46,7 +51,7 @@ class Limits:
         *,
         grant: GrantUse | None = None,
         left_s: float = _NO_TIME_LIMIT_S,
-    ) -> Sequence[Bucket]:
+    ) -> Claim:
         """Take one request and about so many tokens, and use the grant up; or take nothing.
 
         Args:
@@ -58,23 +63,23 @@ class Limits:
             left_s: Seconds that this may take.
 
         Returns:
-            What was taken of the buckets.
+            What was taken.
 
         Raises:
             ResourceExhaustedError: RATE_LIMITED, with what is limited and how long to wait.
             PermissionDeniedError: GRANT_USED.
             DeadlineExceededError: The time was up.
         """
-        buckets = _buckets(provider, model, caller, tokens)
-        remembered = grant if self._shared else None
-        if not buckets and remembered is None:
-            return buckets
-        claim = Claim(buckets)
-        if remembered is not None:
-            claim = Claim(buckets, grant=remembered.id, remember_s=remembered.remember_s)
+        buckets = self._buckets_of(provider, model, caller)
+        takes = [tokens if bucket.tokens else 1 for bucket in buckets]
+        claim = Claim(buckets, takes)
+        if grant is not None and self._shared:
+            claim = Claim(buckets, takes, grant=grant.id, remember_s=grant.remember_s)
+        elif not buckets:
+            return claim
         refusal = await self._store.take(claim, left_s)
         if refusal is None:
-            return buckets
+            return claim
         if refusal.bucket is None:
             raise used_already()
         raise _limited(provider, model, refusal.bucket, refusal)
@@ -88,37 +93,31 @@ class Limits:
         """
         if not self._shared:
             return
-        claim = Claim((), grant=grant.id, remember_s=grant.remember_s)
+        claim = Claim(grant=grant.id, remember_s=grant.remember_s)
         if await self._store.take(claim, left_s) is not None:
             raise used_already()
 
-    async def settle(self, taken: Sequence[Bucket], tokens: int | None) -> None:
+    async def settle(self, taken: Claim, tokens: int | None) -> None:
         """Correct the tokens that were taken to those that were used; None: not known."""
-        if tokens is None:
-            return
-        buckets = [
-            Bucket(b.key, b.size, tokens - b.take, tokens=True, caller=b.caller,
-                   weight=b.weight, who=b.who, sharers=b.sharers)
-            for b in taken
-            if b.tokens and tokens != b.take
-        ]  # fmt: skip
-        if buckets:
-            await self._store.take(Claim(buckets, guarded=False), _CORRECTION_S)
+        owed = _owed(taken, tokens)
+        if owed is not None:
+            await self._store.take(owed, _CORRECTION_S)
 
-    def settle_soon(self, taken: Sequence[Bucket], tokens: int | None) -> None:
+    def settle_soon(self, taken: Claim, tokens: int | None) -> None:
         """Correct as `settle` does, while the answer is on its way: nobody waits for it."""
-        if tokens is None or not any(b.tokens and tokens != b.take for b in taken):
+        owed = _owed(taken, tokens)
+        if owed is None:
             return
         # An empty context: a correction outlives its call, and must not inherit its deadline.
         task = asyncio.get_running_loop().create_task(
-            self._settle_quietly(taken, tokens), context=contextvars.Context()
+            self._correct(owed), context=contextvars.Context()
         )
         self._corrections.add(task)
         task.add_done_callback(self._corrections.discard)
 
-    async def _settle_quietly(self, taken: Sequence[Bucket], tokens: int) -> None:
+    async def _correct(self, owed: Claim) -> None:
         try:
-            await self.settle(taken, tokens)
+            await self._store.take(owed, _CORRECTION_S)
         except ServiceError as error:
             log.warning("an estimate was not corrected", extra={"reason": error.reason})
 
@@ -127,6 +126,34 @@ class Limits:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CORRECTION_S):
                 await asyncio.gather(*self._corrections, return_exceptions=True)
+
+    def _buckets_of(
+        self, provider: Provider, model: Model, caller: tuple[str, str]
+    ) -> Sequence[Bucket]:
+        """Return a caller's buckets of a model: made once, they are the same for each call."""
+        name = (id(model), *caller)
+        known = self._buckets.get(name)
+        if known is not None:
+            return known[1]
+        if len(self._buckets) >= _MEMORY:
+            self._buckets.clear()
+        made = _buckets(provider, model, caller)
+        self._buckets[name] = model, made  # the model too: while it is kept, its id is its own
+        return made
+
+
+def _owed(taken: Claim, tokens: int | None) -> Claim | None:
+    """Return what corrects an estimate, if anything does."""
+    if tokens is None:
+        return None
+    wrong = [
+        (bucket, tokens - take)
+        for bucket, take in zip(taken.buckets, taken.takes, strict=True)
+        if bucket.tokens and tokens != take
+    ]
+    if not wrong:
+        return None
+    return Claim([bucket for bucket, _ in wrong], [by for _, by in wrong], guarded=False)
 
 
 def _limited(
@@ -137,7 +164,7 @@ def _limited(
         scope, whose = "caller", "this caller"
     elif refusal.share:
         scope, whose = "share", "this caller's share, while others ask too,"
-    what = "tokens" if bucket.tokens else "requests"
+    what = _TOKENS if bucket.tokens else _REQUESTS
     return ResourceExhaustedError(
         "RATE_LIMITED",
         f"vendor {provider.name}: no more {what} for {whose} in this minute",
@@ -151,29 +178,25 @@ def _limited(
     )
 
 
-def _buckets(
-    provider: Provider, model: Model, caller: tuple[str, str], tokens: int
-) -> list[Bucket]:
-    limits = model.limits
+def _buckets(provider: Provider, model: Model, caller: tuple[str, str]) -> Sequence[Bucket]:
     who, name = caller
-    prefix = f"twinpath:limit:{provider.name}/{model.name}"
-    found = []
+    limits, prefix = model.limits, f"twinpath:limit:{provider.name}/{model.name}"
     weight = limits.weights.get(name, 1.0)
-    for size, counted, take in (
-        (limits.requests_per_minute, "requests", 1),
-        (limits.tokens_per_minute, "tokens", tokens),
-    ):
-        if size is not None:
-            found.append(
-                Bucket(f"{prefix}:{counted}:", size, take, tokens=counted == "tokens",
-                       caller=False, weight=weight, who=who, sharers=f"{prefix}:callers")
-            )  # fmt: skip
-    own = limits.per_caller
-    for size, counted, take in (
-        (own.requests_per_minute, "requests", 1),
-        (own.tokens_per_minute, "tokens", tokens),
-    ):
-        if size is not None:
-            key = f"{prefix}:{counted}:of:{who}"
-            found.append(Bucket(key, size, take, tokens=counted == "tokens", caller=True))
+    found = []
+    for size, counted in _sizes(limits):
+        key, tokens = f"{prefix}:{counted}:", counted == _TOKENS
+        sharers = f"{prefix}:callers"
+        found.append(
+            Bucket(key, size, tokens=tokens, caller=False, weight=weight, who=who, sharers=sharers)
+        )
+    for size, counted in _sizes(limits.per_caller):
+        key, tokens = f"{prefix}:{counted}:of:{who}", counted == _TOKENS
+        found.append(Bucket(key, size, tokens=tokens, caller=True))
     return found
+
+
+def _sizes(share: Share) -> Iterator[tuple[int, str]]:
+    if share.requests_per_minute is not None:
+        yield share.requests_per_minute, _REQUESTS
+    if share.tokens_per_minute is not None:
+        yield share.tokens_per_minute, _TOKENS
