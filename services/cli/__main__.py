@@ -18,6 +18,7 @@ _LAZY = {
     "infer": ("services.cli.decide", "infer"),
     "explain": ("services.cli.decide", "explain"),
     "tasks": ("services.cli.decide", "tasks"),
+    "jobs": ("services.cli.jobs", "app"),
     "path": ("services.cli.path", "app"),
     "features": ("services.cli.features", "app"),
     "audit": ("services.cli.audit", "app"),

@@ -196,6 +196,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
         audit=audit,
         board=board,
         limiter=admission.limiter,
+        spare=spare,
         catalog=catalog,
         clock=clock,
     )

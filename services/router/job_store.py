@@ -75,10 +75,11 @@ class Item:
 
 @dataclass(slots=True)
 class Part:
-    """The items that go to one candidate.
+    """Items that go to one candidate in one batch.
 
     Attributes:
         candidate: A serialized CandidateRef in hex.
+        size: Bytes of its items' model inputs.
         tries: How often its batch was begun anew because one was cut off before anything was asked.
         sent: Remote has it.
         cancelled: Remote was told to end it.
@@ -87,6 +88,7 @@ class Part:
     """
 
     candidate: str
+    size: int = 0
     tries: int = 0
     sent: bool = False
     cancelled: bool = False

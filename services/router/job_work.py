@@ -26,7 +26,7 @@ from services.router.decision import Decision
 from services.router.grants import GrantSigner
 from services.router.job_items import JobItems, candidate_of
 from services.router.job_store import Item, Job, JobState, JobStore, Part
-from services.router.plan import Kind
+from services.router.plan import Entry, Kind
 from services.router.ports import Bulk
 from services.router.steps import Steps
 from twinpath.common.v1 import context_pb2
@@ -172,6 +172,7 @@ class JobWork:
             if entry.candidate.id == wanted:
                 denials = [r for r in entry.refusals if r.kind is Kind.POLICY]
                 if not denials:
+                    _not_drained(entry)
                     return decision
                 message = f"policy: {', '.join(r.message for r in denials)}"
                 rules = ",".join(r.rule for r in denials)
@@ -253,6 +254,13 @@ class JobWork:
             for end in ends:
                 if end is not None:
                     raise end
+
+
+def _not_drained(entry: Entry) -> None:
+    """Raise while an operator keeps traffic from a candidate's path: the job waits."""
+    for reason in entry.refusals:
+        if reason.rule == "drained":
+            raise UnavailableError("PATH_DRAINED", reason.message)
 
 
 def _is_passing(error: ServiceError) -> bool:

@@ -36,6 +36,7 @@ from services.router.pending import put_away
 from services.router.plan import Entry, Kind, Plan, Refusal
 from services.router.ports import Audit
 from services.router.records import candidate_ref, sum_of
+from services.router.spare import Spare
 from services.router.steps import CatalogView, Steps
 from twinpath.audit.v1 import record_pb2
 from twinpath.common.v1 import context_pb2, decision_pb2
@@ -45,7 +46,9 @@ AT_ONCE = 32
 # Vendors promise a day. What they answer at its end must still be fetched and recorded.
 WINDOW_S = 26 * 3600.0
 _PAGE = 50
+_PART_BYTES = 8 * 1024 * 1024  # half of what a message may hold: grants and answers need room, too
 _LONGEST_WAIT_S = 0.25
+_FOR_NOW = (Kind.HEALTH, Kind.TIME)
 
 _STATES = {
     JobState.PREPARING: jobs_pb2.JOB_STATE_PREPARING,
@@ -68,6 +71,7 @@ class Jobs:
         audit: Audit,
         board: Board,
         limiter: Limiter,
+        spare: Spare,
         catalog: Callable[[], CatalogView],
         clock: Clock,
     ) -> None:
@@ -77,6 +81,7 @@ class Jobs:
         self._audit = audit
         self._board = board
         self._limiter = limiter
+        self._spare = spare
         self._catalog = catalog
         self._clock = clock
 
@@ -212,7 +217,8 @@ class Jobs:
         self, job: Job, item: Item, request: router_pb2.InferRequest, only: str, call: Call
     ) -> Decision:
         """Take one item up to its INTENT, which is durable when this returns."""
-        async with self._place(request, call):
+        left = call.deadline - self._clock.monotonic()
+        async with self._spare.turn(left), self._place(request, call):
             decision = self._steps.admit(request, call, item.id)
             item.decision = decision.id
             await self._steps.enrich(decision)
@@ -224,7 +230,9 @@ class Jobs:
                 raise await self._steps.refuse(decision, _meant(plan))
             candidate = plan.admitted[0].candidate
             await self._steps.intend(decision, put_away(decision, candidate))
-        item.part = _part_of(job, candidate_ref(candidate))
+        assert decision.assembled is not None
+        size = decision.assembled.model_input.ByteSize()
+        item.part = _part_of(job, candidate_ref(candidate), size)
         return decision
 
     @asynccontextmanager
@@ -253,8 +261,12 @@ class Jobs:
             self._limiter.release(ticket, self._clock.monotonic(), Outcome.IGNORED)
 
     def _narrowed(self, plan: Plan, task: Task, only: str) -> Plan:
-        """Return the plan without those who take no batch jobs, and why not."""
+        """Return the plan without those who take no batch jobs, and why not.
+
+        Who is only away or slow at the moment may be asked: a job waits.
+        """
         admitted: list[Entry] = []
+        later: list[Entry] = []
         refused: list[Entry] = []
         bulk = _in_bulk(task)
         for entry in plan.entries:
@@ -263,17 +275,24 @@ class Jobs:
                 reason = Refusal(Kind.CONSTRAINT, "not_in_bulk", "it takes no batch jobs")
             elif only and name != only:
                 reason = Refusal(Kind.CONSTRAINT, "only_candidate", f"the job asks {only} alone")
-            elif entry.rank and not self._board.takes_jobs(entry.candidate):
+            elif not self._board.takes_jobs(entry.candidate):
                 reason = Refusal(Kind.CONSTRAINT, "bulk_unsupported", "its vendor has no batches")
             if reason is not None:
                 reasons = (*entry.refusals, reason)
                 refused.append(dataclasses.replace(entry, rank=0, score=0.0, refusals=reasons))
             elif entry.rank:
-                admitted.append(dataclasses.replace(entry, rank=len(admitted) + 1))
+                admitted.append(entry)
+            elif all(refusal.kind in _FOR_NOW for refusal in entry.refusals):
+                later.append(dataclasses.replace(entry, refusals=()))
             else:
                 refused.append(entry)
+        later.sort(key=lambda entry: entry.candidate.preference)
+        ranked = [
+            dataclasses.replace(entry, rank=rank)
+            for rank, entry in enumerate((*admitted, *later), start=1)
+        ]
         refused.sort(key=lambda entry: entry.candidate.id)
-        return dataclasses.replace(plan, entries=(*admitted, *refused))
+        return dataclasses.replace(plan, entries=(*ranked, *refused))
 
     # ---- results ----------------------------------------------------------------------------
 
@@ -367,11 +386,12 @@ def _meant(plan: Plan) -> Plan:
     return dataclasses.replace(plan, entries=entries) if entries else plan
 
 
-def _part_of(job: Job, candidate: decision_pb2.CandidateRef) -> int:
-    """Return the number of the part that goes to a candidate; made where there is none."""
+def _part_of(job: Job, candidate: decision_pb2.CandidateRef, size: int) -> int:
+    """Return the number of a part that goes to a candidate and has room; made if there is none."""
     wanted = candidate.SerializeToString(deterministic=True).hex()
     for number, part in enumerate(job.parts):
-        if part.candidate == wanted:
+        if part.candidate == wanted and part.size + size <= _PART_BYTES:
+            part.size += size
             return number
-    job.parts.append(Part(wanted))
+    job.parts.append(Part(wanted, size))
     return len(job.parts) - 1

@@ -83,6 +83,7 @@ models:
     wire_name: standin-chat
     inputs: [{{name: text_input, datatype: BYTES, shape: [1]}}]
     outputs: [{{name: text_output, datatype: BYTES, shape: [-1]}}]
+    price: {{usd_per_million_input_tokens: 10, usd_per_million_output_tokens: 20, bulk_share: 0.5}}
 """
 NO_POLICY = """
 rules:
@@ -128,6 +129,9 @@ class World:
         jobs: A caller's stub for batch jobs.
         local: The local path.
         admin: The stand-in vendor's admin endpoint.
+        processes: What runs, by name.
+        wiring: Where it is.
+        keys: Its keys and tokens.
         data_class: Of the requests.
         kinds: How the attempts came about, counted over all roads.
         reasons: Why requests failed, counted.
@@ -140,6 +144,9 @@ class World:
     jobs: jobs_pb2_grpc.JobsStub
     local: FakeInference
     admin: str
+    processes: dict[str, ManagedProcess]
+    wiring: Wiring
+    keys: Keys
     data_class: int = INTERNAL
     kinds: Counter[int] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
@@ -367,8 +374,11 @@ async def walk(world: World, data_class: int) -> dict[str, list[bytes]]:
 
 
 @contextlib.asynccontextmanager
-async def mesh(home: Path, *, policy: bool) -> AsyncIterator[World]:
-    """Router, remote, audit, state store and stand-in as processes, and a fake local path."""
+async def mesh(home: Path, *, policy: bool, **standin: str) -> AsyncIterator[World]:
+    """Router, remote, audit, state store and stand-in as processes, and a fake local path.
+
+    `standin` are further variables of the stand-in vendor.
+    """
     write_catalog(home / "catalog", policy=policy)
     layout = Layout(home=home, runtime=home, catalog=home / "catalog")
     keys, port = make_keys(layout.keys), ports.choose(fixed=False)
@@ -389,7 +399,7 @@ async def mesh(home: Path, *, policy: bool) -> AsyncIterator[World]:
                 "TWINPATH_ROUTER_CACHE_KEY": str(cache_key(home)),
                 "TWINPATH_ROUTER_JOBS_POLL_S": "0.2",
             },
-            "standin": {"TWINPATH_STANDIN_LOG_ENTRIES": "100000"},
+            "standin": {"TWINPATH_STANDIN_LOG_ENTRIES": "100000", **standin},
         },
     )  # fmt: skip
     admin = f"http://{host}:{port['standin-admin']}"
@@ -431,6 +441,9 @@ async def mesh(home: Path, *, policy: bool) -> AsyncIterator[World]:
             jobs_pb2_grpc.JobsStub(caller),
             local=local,
             admin=admin,
+            processes={p.spec.name: p for p in processes[1:]},
+            wiring=wiring,
+            keys=keys,
         )
 
 

@@ -27,6 +27,7 @@ from services.router.job_items import JobItems
 from services.router.job_store import JobStore
 from services.router.job_work import JobWork
 from services.router.jobs import Jobs
+from services.router.spare import Spare
 from services.router.steps import CatalogView
 from tests.local_path import running
 from tests.unit.router.ports import CATALOG, FakeAudit, World
@@ -159,6 +160,7 @@ class JobWorld(World):
             audit=self.audit,
             board=self.board,
             limiter=self.limiter,
+            spare=Spare(self.clock),
             catalog=view,
             clock=self.clock,
         )
@@ -345,6 +347,27 @@ async def test_a_batch_that_did_not_reach_the_vendor_is_sent_later(world) -> Non
     world.answers()
     assert (await world.look(job)).succeeded == 2
     assert len(world.of_kind("INTENT")) == 2
+
+
+async def test_a_job_waits_for_a_path_that_is_away_and_for_one_that_is_drained(world) -> None:
+    """Nobody waits for it by the second, so it is not refused; nothing is sent meanwhile."""
+    await world.board.refresh()
+    world.remote.down = True
+    world.bulk.error = UnavailableError("REMOTE_UNREACHABLE", "away")
+    job = await world.submit(2)
+    assert (job.state, job.refused) == (RUNNING, 0)
+    world.remote.down, world.bulk.error = False, None
+    await world.board.refresh()
+    world.board.drained = frozenset({"remote"})
+    with pytest.raises(UnavailableError) as caught:
+        await world.look(job)
+    assert (caught.value.reason, world.bulk.sent) == ("PATH_DRAINED", [])
+    refused = await world.submit(1)
+    assert (refused.refused, world.bulk.sent) == (1, [])
+    world.board.drained = frozenset()
+    await world.look(job)
+    world.answers()
+    assert (await world.look(job)).succeeded == 2
 
 
 async def test_a_reply_that_was_lost_is_asked_for_under_the_same_name(world) -> None:
@@ -535,6 +558,20 @@ async def test_an_item_that_breaks_the_tasks_contract_fails_alone(world) -> None
     request.items[0].fields["unknown"].string_value = "x"
     job = await world.jobs.submit(request, world.call())
     assert (job.refused, len(world.bulk.sent)) == (1, 1)
+
+
+async def test_a_job_that_is_too_large_for_one_message_goes_in_parts(world, monkeypatch) -> None:
+    """Each part is a batch of its own; together they are the job."""
+    from services.router import jobs
+
+    first = await world.submit(1)
+    size = world.bulk.sent[0].input.ByteSize()
+    monkeypatch.setattr(jobs, "_PART_BYTES", 2 * size)
+    job = await world.submit(5)
+    assert (len(first.parts), [part.items for part in job.parts]) == (1, [2, 2, 1])
+    world.answers()
+    assert (await world.look(job)).succeeded == 5
+    assert list(await world.results(job)) == [f"i-{n}" for n in range(5)]
 
 
 async def test_a_job_cut_off_while_it_was_prepared_says_so_and_can_be_submitted_again(
