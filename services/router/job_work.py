@@ -17,11 +17,13 @@ from services.chassis.clock import Clock
 from services.chassis.errors import (
     CancelledError,
     DeadlineExceededError,
+    FailedPreconditionError,
     PermissionDeniedError,
     ServiceError,
     UnavailableError,
 )
 from services.router import metrics
+from services.router.assemble import not_redacted
 from services.router.decision import Decision
 from services.router.grants import GrantSigner
 from services.router.job_items import JobItems, candidate_of
@@ -165,8 +167,13 @@ class JobWork:
         part.sent, part.batch = True, reply.vendor_batch_id
 
     async def _taken_up(self, part: Part, item: Item) -> Decision:
-        """Return a decision from the log, if the policy of now lets its candidate be asked."""
+        """Return a decision from the log, if the rules of now let its candidate be asked."""
         decision = await self._items.take_up(item)
+        assert decision.assembled is not None
+        if not_redacted(decision.task, decision.assembled.model_input, decision.entity):
+            raise FailedPreconditionError(
+                "INPUT_NOT_REDACTED", "the input holds what the task's rules redact now"
+            )
         wanted = candidate_of(part).id
         for entry in self._steps.plan(decision).entries:
             if entry.candidate.id == wanted:

@@ -15,7 +15,7 @@ from services.router.assemble import Assembled
 from services.router.decision import Decision
 from services.router.plan import Candidate, Plan
 from services.router.records import candidate_ref
-from services.router.steps import CatalogView
+from services.router.steps import CatalogView, entity_of
 from twinpath.audit.v1 import audit_pb2
 from twinpath.inference import digest
 from twinpath.inference.v1 import tensor_pb2
@@ -75,7 +75,7 @@ def take_up(stored: audit_pb2.StoredRecord, view: CatalogView, clock: Clock) -> 
         catalog=view.catalog,
         catalog_stale=view.stale,
         caller=record.caller,
-        entity={},
+        entity=entity_of(request),
         fields={},
         subject=audit_pb2.Subject(
             entity=request.entity, tenant=record.caller.tenant, entity_type=task.entity.type

@@ -224,7 +224,7 @@ class Steps:
             time_left=decision.deadline - self._clock.monotonic(),
             objective=self._board.objective(decision.task),
             arm=arm_of(
-                decision.task, self._split_key, _entity(decision.request), decision.recorded_arm
+                decision.task, self._split_key, entity_of(decision.request), decision.recorded_arm
             ),
             random=self._random,
         )
@@ -316,7 +316,7 @@ class Steps:
         return reply
 
 
-def _entity(request: router_pb2.InferRequest) -> dict[str, Any]:
+def entity_of(request: router_pb2.InferRequest) -> dict[str, Any]:
     """Return the join keys as plain values; a replay has them from the record."""
     return {n: getattr(v, v.WhichOneof("kind") or "", "") for n, v in request.entity.items()}
 

@@ -23,6 +23,7 @@ from services.chassis.errors import (
     to_status,
 )
 from services.cli.embedded.valkey import Valkey
+from services.router.catalog import load_catalog
 from services.router.job_items import JobItems
 from services.router.job_store import JobStore
 from services.router.job_work import JobWork
@@ -30,6 +31,7 @@ from services.router.jobs import Jobs
 from services.router.spare import Spare
 from services.router.steps import CatalogView
 from tests.local_path import running
+from tests.unit.router.filtered import catalog_with
 from tests.unit.router.ports import CATALOG, FakeAudit, World
 from twinpath.audit.v1 import audit_pb2, record_pb2
 from twinpath.common.v1 import context_pb2, decision_pb2
@@ -386,14 +388,31 @@ async def test_the_policy_of_the_moment_holds_when_items_are_sent_later(world, c
     job = await world.submit(2)
     rules = catalog / "policies" / "new.yaml"
     rules.write_text('rules:\n  - {id: nobody, message: Nobody., require: "false"}\n')
-    from services.router.catalog import load_catalog
-
     world.catalog = load_catalog(catalog)
     world.bulk.error = None
     job = await world.look(job)
     assert (job.state, job.failed, world.bulk.sent) == (ENDED, 2, [])
     assert {e.record.reason for e in world.of_kind("FAILED")} == {"POLICY_REFUSED"}
     assert not any(e.record.attempts for e in world.of_kind("FAILED"))
+
+
+async def test_what_todays_rules_redact_is_not_sent_later(world, catalog) -> None:
+    """An input that was made by the rules of then stays here if they find more by now."""
+    await world.board.refresh()
+    world.bulk.error = UnavailableError("REMOTE_UNREACHABLE", "away")
+    request = jobs_pb2.SubmitJobRequest(task="note_summary")
+    for number, note in enumerate(("Of CASE-123456.", "Of nobody.")):
+        item = request.items.add(id=f"i-{number}")
+        item.entity["note_id"].string_value = f"n-{number}"
+        item.fields["note"].string_value = note
+    job = await world.jobs.submit(request, world.call())
+    rules = {"patterns": {"case_number": "CASE-[0-9]{6}"}, "redact": ["case_number"]}
+    world.catalog = load_catalog(catalog_with(catalog, filters=rules))
+    world.bulk.error = None
+    job = await world.look(job)
+    assert (job.failed, len(world.bulk.sent)) == (1, 1)
+    assert b"nobody" in world.bulk.sent[0].input.SerializeToString()
+    assert world.of_kind("FAILED")[0].record.reason == "INPUT_NOT_REDACTED"
 
 
 async def test_a_batch_cut_off_before_it_was_one_begins_anew(world) -> None:
