@@ -22,6 +22,7 @@ from twinpath.common.v1 import context_pb2
 from twinpath.inference.v1 import grant_pb2, inference_pb2
 
 DOMAIN = b"twinpath.grant.v1\x00"
+_DATA_CLASSES = frozenset(context_pb2.DataClass.values()) - {context_pb2.DATA_CLASS_UNSPECIFIED}
 
 
 def key_id(key: Ed25519PublicKey) -> str:
@@ -117,8 +118,7 @@ def check_fit(
         "input_digest": claims.input_digest == digest,
         "policy_version": bool(claims.policy_version),
         # An unknown class could be any class.
-        "data_class": claims.data_class in context_pb2.DataClass.values()
-        and claims.data_class != context_pb2.DATA_CLASS_UNSPECIFIED,
+        "data_class": claims.data_class in _DATA_CLASSES,
     }
     for field, fit in fits.items():
         if not fit:

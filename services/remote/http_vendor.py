@@ -358,6 +358,7 @@ def usable_s(time_left_s: float) -> float:
     return time_left_s - min(_MARGIN_S, time_left_s * _MARGIN_SHARE)
 
 
+@lru_cache(maxsize=1024)  # decimals are dear, and most calls of a model cost the same
 def nanos_of_usd(value: str | None) -> int | None:
     """Read an amount of US dollars as billionths; None if it is absent or makes no sense."""
     if value is None:

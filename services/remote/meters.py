@@ -7,6 +7,8 @@ from functools import cache
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from twinpath.common.v1 import decision_pb2
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 ATTEMPTS = Counter(
@@ -67,6 +69,13 @@ def of(provider: str, model: str) -> ModelMeters:
     return ModelMeters(
         DURATION.labels(*labels), BYTES.labels(*labels, "out"), BYTES.labels(*labels, "in")
     )
+
+
+@cache
+def cost(provider: str, model: str, basis: decision_pb2.CostBasis) -> Counter:
+    """Return the counter of cost that is known in one way."""
+    name = decision_pb2.CostBasis.Name(basis).removeprefix("COST_BASIS_").lower()
+    return COST.labels(provider, model, name)
 
 
 @cache

@@ -17,7 +17,6 @@ from services.remote.door import Door
 from services.remote.provider import Adapter, Answer, AnswerStream, Ask, Tensors
 from services.remote.vendors import Vendors, model_unknown
 from twinpath import telemetry as names
-from twinpath.common.v1 import decision_pb2
 from twinpath.inference.v1 import inference_pb2, inference_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -201,5 +200,5 @@ def _count(item: inference_pb2.InferItem, metering: inference_pb2.Metering, reas
     counters.bytes_out.inc(metering.bytes_out)
     counters.bytes_in.inc(metering.bytes_in)
     if metering.HasField("cost"):
-        basis = decision_pb2.CostBasis.Name(metering.cost.basis).removeprefix("COST_BASIS_")
-        meters.COST.labels(item.provider, item.model, basis.lower()).inc(metering.cost.nanos)
+        cost = metering.cost
+        meters.cost(item.provider, item.model, cost.basis).inc(cost.nanos)

@@ -55,10 +55,9 @@ class Pace:
 def exhausted_for_s(headers: Mapping[str, str], now_unix_s: float) -> float:
     """Return for how many seconds nothing more is allowed, by rate-limit headers; 0: now it is."""
     wait = 0.0
-    named = [name for name in headers if "limit" in name or "Limit" in name or "LIMIT" in name]
-    if not named:  # as nearly always
+    if "limit" not in "\n".join(headers).lower():  # as nearly always
         return wait
-    lower = {name.lower(): headers[name] for name in named}
+    lower = {name.lower(): value for name, value in headers.items()}
     for name, value in lower.items():
         found = _REMAINING.match(name)
         if found is None or value.strip() != "0":

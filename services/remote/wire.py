@@ -41,7 +41,7 @@ class Reply:
 
     Attributes:
         status: HTTP status.
-        headers: Its headers; names in any case.
+        headers: Its headers, found by names in any case.
         content_type: Its media type, without parameters.
         content: The body.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 from urllib.parse import quote
 
@@ -34,6 +33,7 @@ class Dialect:
     def __init__(self, provider: Provider) -> None:
         encoding: Literal["binary", "json"] = provider.encoding
         self._render = RENDERERS[encoding]
+        self._paths = {(model.name, model.version): _path(model) for model in provider.models}
 
     def streams(self, model: Model) -> bool:
         """Never: the protocol has no stream over HTTP."""
@@ -48,16 +48,12 @@ class Dialect:
     def body(self, ask: Ask, *, stream: bool) -> Body:
         """Write an infer request."""
         del stream
-        rendered = self._render(ask.model, ask.tensors)
-        path = f"/v2/models/{quote(ask.model.on_wire, safe='')}"
-        if ModelOptions.of(ask.model).versioned_path:
-            path += f"/versions/{quote(ask.model.version, safe='')}"
-        return Body(rendered.content, rendered.headers, rendered.renderer, f"{path}/infer")
+        return self._render(ask.model, ask.tensors, self._paths[ask.model.name, ask.model.version])
 
     def answer(self, ask: Ask, reply: Reply) -> Parsed:
         """Read an infer answer."""
         del ask
-        return parse(reply.content, reply.content_type, _header(reply.headers, HEADER_LENGTH))
+        return parse(reply.content, reply.content_type, reply.headers.get(HEADER_LENGTH))
 
     def refused(self, reply: Reply) -> None:
         """Nothing is special: models of this protocol have no content policy."""
@@ -67,5 +63,8 @@ class Dialect:
         no_stream(ask)
 
 
-def _header(headers: Mapping[str, str], name: str) -> str | None:
-    return next((value for key, value in headers.items() if key.lower() == name.lower()), None)
+def _path(model: Model) -> str:
+    path = f"/v2/models/{quote(model.on_wire, safe='')}"
+    if ModelOptions.of(model).versioned_path:
+        path += f"/versions/{quote(model.version, safe='')}"
+    return f"{path}/infer"
