@@ -7,6 +7,8 @@ traces sampled) at 1, 8, 32 and 64 callers, against
   triton   the same model asked from Triton directly: no features, no policy, no record;
   script   what a team writes by hand: Feast SDK and tritonclient in one process, one caller.
 
+Twice: with a process for each service (mesh), and with all five in one (edge; `twinpath up --edge`).
+
 Prints a table with the ratios, and writes JSON. Absolute figures are this machine's and of this
 hour; the ratios are what to compare.
 """
@@ -34,7 +36,7 @@ from services.cli.embedded.ports import free_ports
 from services.cli.launcher.layout import laptop
 from services.cli.launcher.mesh import Mesh, MeshOptions
 from tests.load.generator import Load, closed_loop, cpu_seconds
-from twinpath.common.v1 import value_pb2
+from twinpath.common.v1 import context_pb2, value_pb2
 from twinpath.router.v1 import router_pb2
 
 INFER = "/twinpath.router.v1.Router/Infer"
@@ -97,7 +99,8 @@ def decisions() -> list[bytes]:
             task="diabetes_progression",
             entity={"patient_id": value_pb2.Value(int64_value=patient)},
             fields={"bmi_now": value_pb2.Value(double_value=20 + patient % 20)},
-            only_path=1,
+            only_path=context_pb2.PATH_LOCAL,
+            priority=context_pb2.PRIORITY_INTERACTIVE,  # all of the limit is theirs
         )
         out.append(request.SerializeToString())
     return out
@@ -140,6 +143,16 @@ async def _with_mesh(
     home: Path, echo_address: str, callers: list[int], seconds: float
 ) -> dict[str, Any]:
     await _until_up(echo_address)
+    found: dict[str, Any] = {"seconds": seconds}
+    for layout in ("mesh", "edge"):
+        found[layout] = await _in_layout(layout, home, echo_address, callers, seconds)
+    found["script"] = found["mesh"].pop("script")
+    return found
+
+
+async def _in_layout(
+    name: str, home: Path, echo_address: str, callers: list[int], seconds: float
+) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         layout = laptop(home, os.environ, runtime=Path(folder))
         sampled = {
@@ -148,14 +161,16 @@ async def _with_mesh(
             "TWINPATH_LOG_LEVEL": "WARNING",
         }
         names = ("router", "features", "local", "remote", "audit")
-        options = MeshOptions(layout, extra=dict.fromkeys(names, sampled))
+        edge = name == "edge"
+        options = MeshOptions(layout, edge=edge, extra=dict.fromkeys(names, sampled))
         async with Mesh(options) as mesh:
-            return await _measure(mesh, echo_address, callers, seconds)
+            rows = await _measure(mesh, echo_address, callers, seconds)
+            return {"rows": rows, "script": None if edge else await _script(mesh, seconds)}
 
 
 async def _measure(
     mesh: Mesh, echo_address: str, callers: list[int], seconds: float
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
     headers = [("authorization", f"Bearer {mesh.token('caller')}")]
     router, triton = mesh.wiring.services["router"], mesh.wiring.triton_url
     requests, raw = decisions(), direct()
@@ -187,6 +202,12 @@ async def _measure(
                 "p50_to_echo": whole.p50_ms / bare.p50_ms,
             }
         )
+    return rows
+
+
+async def _script(mesh: Mesh, seconds: float) -> Any:
+    """Run the hand-written script against the mesh's own stores; None if it failed."""
+    triton = mesh.wiring.triton_url
     done = await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-c", SCRIPT, "feature_repo", triton, str(seconds), json.dumps(FEATURES)],
@@ -195,24 +216,42 @@ async def _measure(
         check=False,
         env={**os.environ, "TWINPATH_FEAST_REDIS": mesh.wiring.feast_address},
     )
-    script = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
-    if script is None:
+    if done.returncode:
         sys.stderr.write(done.stderr[-2000:])
-    return {"rows": rows, "script": script, "seconds": seconds}
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _facts(load: Load) -> dict[str, Any]:
     return {**asdict(load), "rate": load.rate}
 
 
+LAYOUTS = {"mesh": "a process for each service", "edge": "all services in one process"}
+
+
 def show(result: dict[str, Any], console: Console) -> None:
-    """Print the table and the targets."""
-    table = Table(title="a governed decision, against what it is made of (same run)")
-    for name in ("callers", "mesh /s", "p50 ms", "p99 ms", "echo /s", "Triton /s", "of echo"):
+    """Print the tables and the targets."""
+    for layout, words in LAYOUTS.items():
+        rows = result[layout]["rows"]
+        _show_rates(f"{layout}, {words}: decisions against what they are made of", rows, console)
+        _show_cpu(rows, console)
+        for sentence, met in targets(rows):
+            console.print(f"{'met    ' if met else 'NOT MET'}  {layout}, {sentence}")
+    if result["script"]:
+        script = result["script"]
+        console.print(
+            f"a hand-written script (Feast SDK + tritonclient, no policy, no record, 1 caller): "
+            f"{script['rate']:.0f}/s, p50 {script['p50_ms']:.2f} ms"
+        )
+
+
+def _show_rates(title: str, rows: list[dict[str, Any]], console: Console) -> None:
+    table = Table(title=title)
+    for name in ("callers", "decisions/s", "p50 ms", "p99 ms", "echo/s", "Triton/s", "of echo"):
         table.add_column(name, justify="right")
     table.add_column("p50 x echo", justify="right")
     table.add_column("CPU ms", justify="right")
-    for row in result["rows"]:
+    for row in rows:
         mesh = row["mesh"]
         table.add_row(
             str(row["callers"]),
@@ -226,15 +265,6 @@ def show(result: dict[str, Any], console: Console) -> None:
             f"{row['cpu_ms_per_decision']:.2f}",
         )
     console.print(table)
-    _show_cpu(result["rows"], console)
-    for sentence, met in targets(result["rows"]):
-        console.print(f"{'met    ' if met else 'NOT MET'}  {sentence}")
-    if result["script"]:
-        script = result["script"]
-        console.print(
-            f"a hand-written script (Feast SDK + tritonclient, no policy, no record, 1 caller): "
-            f"{script['rate']:.0f}/s, p50 {script['p50_ms']:.2f} ms"
-        )
 
 
 def _show_cpu(rows: list[dict[str, Any]], console: Console) -> None:
