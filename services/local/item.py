@@ -256,7 +256,7 @@ class Items:
         check_output(first.spec, answer.outputs, sum(rows))
         if len(works) > 1:
             metrics.BATCHED.labels(first.spec.name).observe(len(works))
-        await self._usage(first.known)
+        await self.know_usage(first.known)
         now = self._clock.monotonic()
         waiting = [work for work in works if not work.ended]
         if len(waiting) < len(works):  # some were answered at their deadline
@@ -309,7 +309,8 @@ class Items:
             self._gates[name] = gate
         return gate.pass_through(prepared.rank, deadline - self._clock.monotonic())
 
-    async def _usage(self, known: Known) -> None:
+    async def know_usage(self, known: Known) -> None:
+        """See to it that a model's usage is known, once it has answered."""
         if known.meter.usage is None:
             # The first answer of a model: its statistics are there now, and were not before.
             await self._fleet.models.refresh_anew()
@@ -337,14 +338,18 @@ class Items:
             cost.basis = decision_pb2.COST_BASIS_MEASURED
         return metering
 
-    async def meter(
-        self, metering: inference_pb2.Metering, prepared: Prepared, answer: Answer
+    def meter(
+        self,
+        metering: inference_pb2.Metering,
+        prepared: Prepared,
+        last: Answer,
+        bytes_in: int,
     ) -> None:
-        """Write what an answer took that came in chunks."""
-        await self._usage(prepared.known)
+        """Write what an answer took that came in chunks, `bytes_in` all together."""
         first_chunk_us = metering.first_chunk_us
-        metering.CopyFrom(self._bill(prepared.known, answer, prepared.rows, prepared.rows))
+        metering.CopyFrom(self._bill(prepared.known, last, prepared.rows, prepared.rows))
         metering.first_chunk_us = first_chunk_us
+        metering.bytes_in = bytes_in
 
     def finish(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from services.chassis.clock import Clock
-from services.chassis.errors import ServiceError
+from services.chassis.errors import ServiceError, to_status
 from services.local import tracing
 from services.local.fleet import Fleet
 from services.local.item import Items
@@ -17,7 +17,7 @@ Message = inference_pb2.InferStreamResponse
 
 
 class Streams:
-    """Runs streamed items: chunks as they come, then exactly one final message."""
+    """Runs streamed items: chunks as they come, then one message that says what it took."""
 
     def __init__(self, items: Items, fleet: Fleet, clock: Clock) -> None:
         self._items = items
@@ -32,17 +32,18 @@ class Streams:
         Closing the iterator cancels Triton's work.
 
         Raises:
-            ServiceError: instead of the final message.
+            ServiceError: after a `failed` message instead of the final one.
         """
         started = self._clock.monotonic()
         final = inference_pb2.InferResult(id=item.context.id)
         metering = final.metering
         prepared: Prepared | None = None
+        last: Answer | None = None
+        bytes_in = 0
         reason = "CANCELLED"  # unless one of the other ends is reached
+        failure: ServiceError | None = None
         try:
             prepared = await self._items.prepare(item, deadline)
-            last: Answer | None = None
-            bytes_in = 0
             async with self._items.gate(prepared, deadline):
                 metering.sent = True
                 home = tracing.home(item, first=True)
@@ -55,17 +56,23 @@ class Streams:
                             metering.first_chunk_us = max(1, int(first * 1e6))
                         yield Message(chunk=inference_pb2.InferChunk(outputs=answer.outputs))
             if last is not None:
-                await self._items.meter(metering, prepared, last)
-                metering.bytes_in = bytes_in
+                await self._items.know_usage(prepared.known)
             reason = ""
         except ServiceError as error:
+            failure = error
             reason = error.reason
-            raise
         finally:
             known = prepared.known if prepared is not None else None
             if prepared is not None:
                 self._items.traffic.leave(prepared.key)
+                if last is not None:
+                    self._items.meter(metering, prepared, last, bytes_in)
             self._items.finish(metering, known, started, reason)
+        if failure is not None:
+            # The call's own error has no place for what it took, and every attempt is metered.
+            final.status.CopyFrom(to_status(failure))
+            yield Message(failed=final)
+            raise failure
         yield Message(final=final)
 
     async def _answers(

@@ -77,6 +77,15 @@ def text_of(messages: list[inference_pb2.InferStreamResponse]) -> str:
     return "".join(tensors.decode_bytes(c.outputs[0].raw)[0].decode() for c in chunks)
 
 
+def ends_failed(messages: list[inference_pb2.InferStreamResponse], reason: str) -> None:
+    """The last message says what the failed stream took, those before it are chunks."""
+    kinds = [m.WhichOneof("message") for m in messages]
+    assert kinds == ["chunk"] * (len(kinds) - 1) + ["failed"]
+    assert failure(messages[-1].failed).reason == reason
+    assert messages[-1].failed.metering.sent
+    assert messages[-1].failed.metering.latency_us > 0
+
+
 async def test_words_come_as_chunks_and_then_the_end(stub: Stub) -> None:
     """Each word is a chunk; the final message has the metering."""
     messages = await read(stream(stub, "one two drei é"))
@@ -120,20 +129,22 @@ async def test_a_streaming_model_is_not_asked_for_one_answer(stub: Stub) -> None
 async def test_a_stream_that_fails_is_an_error_after_its_chunks(
     stub: Stub, text: str, said: str, reason: str
 ) -> None:
-    """What was received stays; no final message; the model's own words stay inside."""
+    """What was received stays, and is metered; the model's own words stay inside."""
     messages: list[inference_pb2.InferStreamResponse] = []
     error = await refusal(read(stream(stub, text), messages))
     assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, reason)
     assert "1234" not in error.message
     assert text_of(messages) == said
-    assert all(m.WhichOneof("message") == "chunk" for m in messages)
+    ends_failed(messages, reason)
 
 
 async def test_a_stream_past_its_deadline_is_an_error(stub: Stub) -> None:
     """With what came until then."""
-    error = await refusal(read(stream(stub, "WAIT " * 100, time_left_s=0.4)))
+    messages: list[inference_pb2.InferStreamResponse] = []
+    error = await refusal(read(stream(stub, "WAIT " * 100, time_left_s=0.4), messages))
     assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert error.reason == "TRITON_TIMEOUT"
+    ends_failed(messages, "TRITON_TIMEOUT")
 
 
 async def test_a_caller_that_leaves_stops_the_model(server: Triton, stub: Stub) -> None:
@@ -174,4 +185,4 @@ async def test_a_stream_that_is_cut_is_no_success(tmp_path: Path, keys: MeshKeys
         error = await refusal(read(call, messages))
     assert error.code is grpc.StatusCode.UNAVAILABLE
     assert error.reason == "TRITON_UNAVAILABLE"
-    assert all(m.WhichOneof("message") == "chunk" for m in messages)
+    ends_failed(messages, "TRITON_UNAVAILABLE")

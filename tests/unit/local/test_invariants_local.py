@@ -162,12 +162,21 @@ async def test_a_stream_ends_with_one_final_message(decoupled: bool) -> None:
 
 
 async def test_a_stream_that_is_cut_has_no_final_message() -> None:
-    """After a chunk Triton fails: the stream ends with the error, never as a success."""
+    """After a chunk Triton fails: what it took is said, then the error; it is never a success."""
     fleet = Fleet(decoupled=True)
     fleet.error = UnavailableError("TRITON_UNAVAILABLE", "away")
     streams = Streams(items(fleet), fleet, SystemClock())  # type: ignore[arg-type]
     messages = streams.run(digested(), time.monotonic() + 60)
     assert (await anext(messages)).WhichOneof("message") == "chunk"
+    failed = (await anext(messages)).failed
+    error = from_status(failed.status)
+    assert error is not None
+    assert error.reason == "TRITON_UNAVAILABLE"
+    assert not failed.outputs
+    metering = failed.metering
+    assert metering.sent
+    assert metering.latency_us >= metering.first_chunk_us > 0
+    assert (metering.bytes_out, metering.bytes_in, metering.reported_version) == (10, 20, "1")
     with pytest.raises(UnavailableError):
         await anext(messages)
     with pytest.raises(StopAsyncIteration):
