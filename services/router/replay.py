@@ -333,15 +333,26 @@ def agreements(
 def _only(plan: Plan, ref: decision_pb2.CandidateRef) -> Plan:
     """Return the plan with all but one candidate refused."""
     entries = []
-    reason = Refusal(Kind.CONSTRAINT, "recorded_candidate", f"{ref.id} answered, and is replayed")
     for entry in plan.entries:
-        if records.candidate_ref(entry.candidate) == ref:
+        here = records.candidate_ref(entry.candidate)
+        if here == ref:
             entries.append(dataclasses.replace(entry, rank=1 if entry.rank else 0))
         else:
-            refusals = (*entry.refusals, reason)
+            refusals = (*entry.refusals, _not_recorded(ref, here))
             entries.append(dataclasses.replace(entry, rank=0, score=0.0, refusals=refusals))
     entries.sort(key=lambda entry: (entry.rank == 0, entry.candidate.id))
     return Plan(tuple(entries), plan.policy_version, plan.data_class, plan.arm)
+
+
+def _not_recorded(ref: decision_pb2.CandidateRef, here: decision_pb2.CandidateRef) -> Refusal:
+    """Say why a candidate of now is not the one that answered then."""
+    if (here.id, here.path) == (ref.id, ref.path) and here.version != ref.version:
+        text = (
+            f"version {ref.version} answered, and version {here.version} is the candidate's now; "
+            "to replay on that one, name the path"
+        )
+        return Refusal(Kind.CONSTRAINT, "recorded_version", text)
+    return Refusal(Kind.CONSTRAINT, "recorded_candidate", f"{ref.id} answered, and is replayed")
 
 
 def _changes(recorded: _Recorded, reply: router_pb2.InferResponse) -> list[str]:

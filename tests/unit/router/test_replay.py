@@ -174,6 +174,32 @@ async def test_the_features_data_class_counts_for_the_replay() -> None:
     assert world.remote.items == []
 
 
+async def test_a_replay_says_that_the_version_that_answered_serves_no_more() -> None:
+    """As recorded it is refused, with both versions in the text; on the path it is the new one."""
+    world = ReplayWorld()
+    serving = "1"
+
+    async def describe() -> list[inference_pb2.ModelDescription]:
+        ready = inference_pb2.MODEL_STATE_READY
+        return [
+            inference_pb2.ModelDescription(
+                name="diabetes_small", version=version, state=ready, serving=version == serving
+            )
+            for version in ("1", "2")
+        ]
+
+    world.local.describe = describe  # type: ignore[method-assign]
+    first = await world.decide()
+    assert first.answered_by.version == "1"
+    serving = "2"
+    with pytest.raises(FailedPreconditionError) as caught:
+        await world.replay(first.decision_id)
+    assert caught.value.metadata["diabetes_small"] == "recorded_version"
+    assert "version 1 answered, and version 2" in caught.value.message
+    found = await world.replay(first.decision_id, path=router_pb2.REPLAY_PATH_LOCAL)
+    assert (found.recorded_by.version, found.replayed_by.version) == ("1", "2")
+
+
 async def test_a_replay_that_nobody_answers_fails_and_says_so() -> None:
     """No other path steps in, and the log has a FAILED of the replay."""
     world = ReplayWorld()
