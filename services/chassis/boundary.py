@@ -41,10 +41,8 @@ _FRAME_METHODS = ("/grpc.reflection.", "/grpc.health.")
 
 
 async def _abort(context: grpc.aio.ServicerContext, error: ServiceError) -> None:
-    # Not abort_with_status: OpenTelemetry's context sees `abort` alone, and a failed call's span
-    # would say OK.
     status = rpc_status.to_status(to_status(error))
-    telemetry.note_failure(status.code)
+    telemetry.note_failure(status.code, status.details)
     await context.abort(status.code, status.details, status.trailing_metadata)
 
 

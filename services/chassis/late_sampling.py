@@ -5,7 +5,7 @@ no spans: a `LateSpan` only notes name, times and attributes, and holds its chil
 local root ends (the server's span, in a service) and something in it failed, fell back or was
 refused by a rule, the notes become spans and are exported; else they are forgotten.
 
-The standard span costs about 20 us of CPU, this one 2, and nearly all of them are forgotten.
+Such a note costs 2 us of CPU, and nearly all of them are forgotten.
 
 What it can't do: bring back spans of *other* services, or of libraries in this one. They see an
 unsampled trace context, and each service decides alone, by how its own part ended. So a trace kept
@@ -17,22 +17,15 @@ collector with tail sampling and OTEL_TRACES_SAMPLER=always_on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import (
-    NonRecordingSpan,
-    SpanContext,
-    SpanKind,
-    Status,
-    StatusCode,
-    TraceFlags,
-)
+from opentelemetry.trace import SpanContext, SpanKind, StatusCode, TraceFlags
 from prometheus_client import Counter
 
+from services.chassis.light_spans import LightSpan
 from twinpath import telemetry as names
 
 TRACES = Counter(
@@ -110,7 +103,7 @@ class LateExport:
         )
 
 
-class LateSpan(NonRecordingSpan):
+class LateSpan(LightSpan):
     """A span of an unsampled trace, noted down in case that it will be wanted."""
 
     def __init__(
@@ -123,67 +116,22 @@ class LateSpan(NonRecordingSpan):
         root: LateSpan | None,
     ) -> None:
         state = parent.trace_state if parent is not None else None
-        super().__init__(SpanContext(trace_id, late.new_id(), is_remote=False, trace_state=state))
+        own = SpanContext(trace_id, late.new_id(), is_remote=False, trace_state=state)
+        super().__init__(name, own, parent, kind)
         self._late = late
         self._root = root if root is not None else self
-        self.name = name
-        self.kind = kind
-        self.parent = parent
-        self.attributes: dict[str, Any] = {}
-        self.events: list[Event] = []
-        self.status = _UNSET
-        self.start_time = time.time_ns()
-        self.end_time = 0
         self.ended: list[LateSpan] = []  # of the root: the children that ended
         self.kept = False
 
     def child(self, name: str, kind: SpanKind = SpanKind.INTERNAL) -> LateSpan:
         """Begin a span below this one."""
-        own = self.get_span_context()
-        return LateSpan(self._late, name, kind, own.trace_id, own, self._root)
-
-    def is_recording(self) -> bool:
-        """Say yes: attributes and errors count."""
-        return True
-
-    def set_attribute(self, key: str, value: Any) -> None:
-        """Note an attribute."""
-        self.attributes[key] = value
-
-    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
-        """Note some attributes."""
-        self.attributes.update(attributes)
-
-    def add_event(self, name: str, attributes: Any = None, timestamp: int | None = None) -> None:
-        """Note an event."""
-        self.events.append(Event(name, attributes, timestamp))
-
-    def record_exception(
-        self,
-        exception: BaseException,
-        attributes: Any = None,
-        timestamp: int | None = None,
-        escaped: bool = False,
-    ) -> None:
-        """Note that an exception came: its type; its text may hold what must not leave."""
-        del attributes, escaped
-        self.add_event("exception", {"exception.type": type(exception).__name__}, timestamp)
-
-    def set_status(self, status: Any, description: str | None = None) -> None:
-        """Note how it went."""
-        self.status = (
-            status if isinstance(status, Status) else Status(status, description=description)
-        )
-
-    def update_name(self, name: str) -> None:
-        """Name the span anew."""
-        self.name = name
+        return LateSpan(self._late, name, kind, self.context.trace_id, self.context, self._root)
 
     def end(self, end_time: int | None = None) -> None:
         """End the span; with the root, decide."""
         if self.end_time:
             return
-        self.end_time = end_time or time.time_ns()
+        super().end(end_time)
         root = self._root
         if root is not self:
             if not root.end_time:
@@ -208,9 +156,6 @@ class LateSpan(NonRecordingSpan):
             or found.get(names.REFUSED_RULE)
             or (self.kind is SpanKind.SERVER and found.get(_CODE))
         )
-
-
-_UNSET = Status(StatusCode.UNSET)
 
 
 def _sampled(was: SpanContext) -> SpanContext:

@@ -1,74 +1,64 @@
-"""The span around each handler: OpenTelemetry's own for what is sampled, a note for the rest.
+"""The span around each handler: recorded where the trace is sampled, a note for the rest.
 
-The instrumentation's span costs every call 150 us, sampled or not. So the sampler is asked first,
-before anything is made, and only what it takes goes through the instrumentation.
+As OpenTelemetry's instrumentation for gRPC makes it, with the same attributes, but around handlers
+that are wrapped once. The instrumentation proxies each call's context, and costs 60 us.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 import grpc.aio
 from opentelemetry import context as contexts
 from opentelemetry import propagate, trace
-from opentelemetry.instrumentation.grpc import aio_server_interceptor
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind
+from opentelemetry.trace import Span, SpanKind
 
 from services.chassis import telemetry
-from services.chassis.handlers import Behaviour, behaviour_of, rewrap
+from services.chassis.handlers import Behaviour, rewrap
 
 _HEADERS = frozenset({"traceparent", "tracestate"})
+_NO_TRACE = Context()
+_LOOPBACK = ("127.0.0.1", "[::1]")
+
+Begin = Callable[[grpc.aio.ServicerContext], Span]
 
 
 async def with_span(method: str, handler: Any) -> Any:
     """Return a method's handler with a span around each call."""
     provider = trace.get_tracer_provider()
     if not isinstance(provider, TracerProvider):
-        return _around(handler, _join, handler)
-    details = SimpleNamespace(method=method)
-    if not telemetry.worth_a_span(details):
+        return _around(handler, _join)
+    if not telemetry.named_worth_a_span(method):
         return handler
-
-    async def as_it_is(_: Any) -> Any:
-        return handler
-
-    full = await aio_server_interceptor().intercept_service(as_it_is, details)
-    return _around(handler, _Lookout(method, provider), full)
+    return _around(handler, _Beginning(method, provider))
 
 
-def _around(handler: Any, begin: Any, full: Any) -> Any:
-    """Return the handler with what `begin` gives as its span, or `full` where it gives none."""
-    plain, traced = behaviour_of(handler), behaviour_of(full)
+def _around(handler: Any, begin: Begin) -> Any:
+    """Return the handler with what `begin` gives as its span."""
 
-    def one(_: Behaviour) -> Behaviour:
+    def one(inner: Behaviour) -> Behaviour:
         async def serve(request: Any, context: grpc.aio.ServicerContext) -> Any:
-            span = begin(_headers(context))
-            if span is None:
-                return await traced(request, context)
+            span = begin(context)
             # Not detached again: each call is a task with a context of its own.
             contexts.attach(trace.set_span_in_context(span))
             try:
-                return await plain(request, context)
+                return await inner(request, context)
             finally:
                 span.end()
 
         return serve
 
-    def many(_: Behaviour) -> Behaviour:
+    def many(inner: Behaviour) -> Behaviour:
         async def serve(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-            span = begin(_headers(context))
-            if span is None:
-                async with aclosing(traced(request, context)) as responses:
-                    async for response in responses:
-                        yield response
-                return
+            span = begin(context)
             contexts.attach(trace.set_span_in_context(span))
             try:
-                async with aclosing(plain(request, context)) as responses:
+                async with aclosing(inner(request, context)) as responses:
                     async for response in responses:
                         yield response
             finally:
@@ -79,54 +69,56 @@ def _around(handler: Any, begin: Any, full: Any) -> Any:
     return rewrap(handler, one=one, many=many)
 
 
-def _headers(context: grpc.aio.ServicerContext) -> dict[str, str]:
-    found: Any = context.invocation_metadata() or ()
-    return {key: value for key, value in found if key in _HEADERS}
+def _theirs(sent: Any) -> Context:
+    """Return the trace that a call's metadata name."""
+    headers = {key: value for key, value in sent if key in _HEADERS}
+    return propagate.extract(headers, _NO_TRACE) if headers else _NO_TRACE
 
 
-def _join(headers: Mapping[str, str]) -> Span:
+def _join(context: grpc.aio.ServicerContext) -> Span:
     """Make the caller's trace current, without a span of our own: this process doesn't trace."""
-    return trace.get_current_span(propagate.extract(headers))
+    return trace.get_current_span(_theirs(context.invocation_metadata() or ()))
 
 
-class _Lookout:
-    """Asks the sampler about a call before a span is made for it."""
+class _Beginning:
+    """Begins the spans of one method."""
 
     def __init__(self, method: str, provider: TracerProvider) -> None:
         self._method = method
+        self._tracer = provider.get_tracer(__name__)
         service, _, name = method.lstrip("/").partition("/")
-        self._attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
-        self._sampler = provider.sampler
-        ids = provider.id_generator
-        self._ids = ids
-        self._draw = ids.draw if isinstance(ids, telemetry.DrawnIds) else None
+        self._attributes: dict[str, Any] = {
+            "rpc.system": "grpc",
+            "rpc.service": service,
+            "rpc.method": name,
+            "rpc.grpc.status_code": 0,  # until something fails
+        }
 
-    def __call__(self, headers: Mapping[str, str]) -> Span | None:
-        """Return the span of a call that is not sampled; None: the instrumentation makes it."""
-        parent: SpanContext | None = None
-        theirs = None
-        if headers:
-            theirs = propagate.extract(headers)
-            parent = trace.get_current_span(theirs).get_span_context()
-            if parent.trace_flags.sampled:
-                return None
-        if parent is not None and parent.is_valid:
-            trace_id = parent.trace_id
-        elif self._draw is not None:
-            parent, theirs, trace_id = None, None, self._draw()
-        else:
-            return None
-        found = self._sampler.should_sample(theirs, trace_id, self._method, SpanKind.SERVER)
-        if found.decision.is_recording():
-            return None
-        late = telemetry.late_export()
-        if late is not None:
-            span = late.root(self._method, trace_id, parent)
-            service, _, method = span.name.partition("/")
-            span.set_attributes(
-                {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
-            )
+    def __call__(self, context: grpc.aio.ServicerContext) -> Span:
+        sent: Any = context.invocation_metadata() or ()
+        theirs = _theirs(sent)
+        span = self._tracer.start_span(self._method, theirs, SpanKind.SERVER, self._attributes)
+        if span.is_recording():
+            span.set_attributes(_of_caller(sent, context.peer()))
             return span
-        return NonRecordingSpan(
-            SpanContext(trace_id, self._ids.generate_span_id(), is_remote=False)
-        )
+        late = telemetry.late_export()
+        if late is None:
+            return span
+        parent = trace.get_current_span(theirs).get_span_context()
+        trace_id = span.get_span_context().trace_id
+        noted = late.root(self._method, trace_id, parent if parent.is_valid else None)
+        noted.set_attributes(self._attributes)
+        return noted
+
+
+def _of_caller(sent: Any, peer: str) -> dict[str, str]:
+    """Return the attributes that say who called. `peer` is such as ipv4:127.0.0.1:57284."""
+    agent = next((value for key, value in sent if key == "user-agent"), "")
+    found = {"rpc.user_agent": agent} if agent else {}
+    kind, _, address = peer.partition(":")
+    ip, colon, port = address.partition(",")[0].rpartition(":")
+    if kind != "unix" and colon:
+        found |= {"net.peer.ip": unquote(ip), "net.peer.port": port}
+        if unquote(ip) in _LOOPBACK:
+            found["net.peer.name"] = "localhost"
+    return found

@@ -12,20 +12,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
 
 from grpc import StatusCode
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
 from services.chassis.late_sampling import LateExport, LateSpan
+from services.chassis.light_spans import LightProvider
+from services.chassis.span_export import SpanExporter
 from twinpath.common.v1 import context_pb2
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -40,35 +39,14 @@ def setup(service: str) -> TracerProvider | None:
     resource = Resource.create(
         {SERVICE_NAME: f"twinpath-{service}", SERVICE_INSTANCE_ID: str(os.getpid())}
     )
-    ids = DrawnIds()
-    provider = TracerProvider(resource=resource, id_generator=ids)
-    exporter = OTLPSpanExporter(insecure=not endpoint.startswith("https"))
+    provider = LightProvider(resource=resource)
+    exporter = SpanExporter(insecure=not endpoint.startswith("https"))
     batches = BatchSpanProcessor(exporter, schedule_delay_millis=500)
     provider.add_span_processor(batches)
     trace.set_tracer_provider(provider)
     if os.environ.get(KEEP_FAILED, "true").lower() != "false":
-        keep_failed(LateExport(batches.on_end, resource, ids.generate_span_id))
+        keep_failed(LateExport(batches.on_end, resource, provider.id_generator.generate_span_id))
     return provider
-
-
-class DrawnIds(RandomIdGenerator):
-    """Gives a new trace the id that was drawn for it before, when the sampler was asked."""
-
-    def __init__(self) -> None:
-        self._drawn: ContextVar[int] = ContextVar("twinpath_drawn_trace_id", default=0)
-
-    def draw(self) -> int:
-        """Return the id that the next trace of this context will have."""
-        found = super().generate_trace_id()
-        self._drawn.set(found)
-        return found
-
-    def generate_trace_id(self) -> int:
-        """Return the drawn id, once; else a new one."""
-        found = self._drawn.get()
-        if found:
-            self._drawn.set(0)
-        return found or super().generate_trace_id()
 
 
 _late: LateExport | None = None
@@ -140,13 +118,13 @@ _SERVERS_FAULT = frozenset(
 )
 
 
-def note_failure(code: StatusCode) -> None:
-    """Note the status of a failed call in its span, if only notes are taken of it."""
+def note_failure(code: StatusCode, details: str) -> None:
+    """Note the status of a failed call in its span."""
     span = trace.get_current_span()
-    if isinstance(span, LateSpan):
+    if span.is_recording():
         span.set_attribute("rpc.grpc.status_code", code.value[0])
         if code in _SERVERS_FAULT:
-            span.set_status(trace.StatusCode.ERROR)
+            span.set_status(trace.StatusCode.ERROR, details)
 
 
 def trace_headers() -> tuple[tuple[str, str], ...]:
