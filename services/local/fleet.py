@@ -65,16 +65,21 @@ class Fleet:
             live = await replica.server.live(self._ping_timeout)
         except TritonError as error:
             replica.silent(refused=error.error.reason == _AWAY)
+        except asyncio.CancelledError:
+            # Who asked gave up first: on a busy machine the ping's own time is noticed late.
+            replica.silent(refused=False)
+            raise
         else:
             if live:
                 replica.answered()
             else:
                 replica.silent(refused=True)
+        finally:
+            if was_up and not replica.up:
+                replica.server.drop()  # whoever waits for it may still have time to go elsewhere
+            metrics.REPLICA_UP.labels(replica.url).set(1 if replica.up else 0)
         if replica.up and not replica.server.shares:
             await replica.server.share()
-        if was_up and not replica.up:
-            replica.server.drop()  # whoever waits for it may still have time to go elsewhere
-        metrics.REPLICA_UP.labels(replica.url).set(1 if replica.up else 0)
 
     async def watch(self) -> None:
         """Refresh what is known about the models, until cancelled."""
