@@ -1,20 +1,22 @@
 """Bulk jobs: many items in one batch of a vendor's, through the door, resumable by any replica.
 
-A job's batch is made in two steps, a file and then the batch, and either may be cut off. Before a
-file is there, nothing was asked, and the job has failed. From then on whoever looks goes on: the
-batch is looked for under the job's id first, so that it is not made twice.
+A batch is made in two steps where the vendor wants a file first, else in one, and each may be cut
+off. Before the last one is begun, nothing was asked, and the job has failed. From then on whoever
+looks goes on: the batch is looked for at the vendor first, so that it is not made twice.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeGuard
 from urllib.parse import urlsplit
 
 import grpc
 
+from services.chassis.clock import Clock
 from services.chassis.errors import (
     CancelledError,
     DeadlineExceededError,
@@ -25,19 +27,34 @@ from services.chassis.errors import (
     UnavailableError,
     to_status,
 )
-from services.remote import bulk_wire, failures
+from services.remote import failures
 from services.remote.bulk_jobs import Job, Jobs, Sent
+from services.remote.bulk_wire import (
+    BatchApi,
+    Missing,
+    Page,
+    Requests,
+    Seen,
+    State,
+    Suspect,
+    mark_of,
+    name_of,
+)
 from services.remote.catalog import Model
 from services.remote.door import Admitted, Door
 from services.remote.failures import Failure
 from services.remote.http_vendor import HttpVendor
 from services.remote.provider import Adapter, Ask
 from services.remote.vendors import Vendor, Vendors
-from services.remote.wire import AnswerError, Body, Reply
+from services.remote.wire import AnswerError, Body, Reply, dig, load_object
 from twinpath.inference.v1 import bulk_pb2, inference_pb2
 
-_EXPIRED = Failure(DeadlineExceededError, "VENDOR_BATCH_EXPIRED", "its batch ran out of time")
-_CANCELLED = Failure(CancelledError, "VENDOR_BATCH_CANCELLED", "its batch was ended")
+_MISSING = {
+    Missing.EXPIRED: Failure(
+        DeadlineExceededError, "VENDOR_BATCH_EXPIRED", "its batch ran out of time"
+    ),
+    Missing.CANCELLED: Failure(CancelledError, "VENDOR_BATCH_CANCELLED", "its batch was ended"),
+}
 _INTERRUPTED = "BULK_INTERRUPTED"
 _BATCH_FAILED = "VENDOR_BATCH_FAILED"
 _PAGES = 10
@@ -51,6 +68,7 @@ class _Place:
 
     vendor: Vendor
     adapter: HttpVendor
+    api: BatchApi
     model: Model
     time_left_s: float
 
@@ -66,9 +84,11 @@ class Bulk:
         vendors: The vendors of the catalog.
         door: Admits items.
         jobs: What is known of jobs.
+        clock: Tells when a job was begun.
     """
 
-    def __init__(self, vendors: Vendors, door: Door, jobs: Jobs) -> None:
+    def __init__(self, vendors: Vendors, door: Door, jobs: Jobs, clock: Clock) -> None:
+        self._clock = clock
         self._vendors = vendors
         self._door = door
         self._jobs = jobs
@@ -88,7 +108,8 @@ class Bulk:
         if len(named) != 1:
             fault = ("items", "must name one provider, model and version")
             raise InvalidArgumentError("INVALID_FIELDS", ": ".join(fault), violations=[fault])
-        job = Job(job_id, first.provider, first.model, first.version)
+        begun = self._clock.unix_us() / 1e6
+        job = Job(job_id, first.provider, first.model, first.version, created=begun)
         async with self._jobs.working(job_id) as mine:
             if not mine or not await self._jobs.create(job):
                 known = await self._jobs.load(job_id)
@@ -98,15 +119,18 @@ class Bulk:
                 sent, body = await self._admitted(place, item, left_s)
                 job.items.append(sent)
                 if body is not None:
-                    requests.append((str(number), body))
+                    requests.append((name_of(job_id, number), body))
             if requests:
                 base = urlsplit(place.vendor.provider.base_url).path.rstrip("/")
                 job.endpoint = base + requests[0][1].path
                 job.renderer = requests[0][1].renderer
-                await self._upload(place, job, bulk_wire.upload(requests, base))
+                upload = place.api.upload(requests, base)
+                if upload is not None:
+                    await self._upload(place, job, upload)
+            job.asked = bool(requests) and not job.failed
             await self._jobs.save(job)
-            if job.file and not job.failed:
-                await self._start(place, job)
+            if job.asked:
+                await self._start(place, job, requests)
         return _described(job)
 
     async def get(self, job_id: str, left_s: float) -> bulk_pb2.BulkJob:
@@ -127,28 +151,24 @@ class Bulk:
                 await self._resume(place, job)
             if not job.batch:
                 return _described(job)
-        status, files = self._read(place, await place.fetch(bulk_wire.look(job.batch)))
-        if status == bulk_wire.FAILED:
+        seen = self._seen(place, await place.fetch(place.api.look(job.batch)))
+        if seen.state is State.FAILED:
             job.failed = _BATCH_FAILED
             await self._jobs.save(job)
-        if status not in bulk_wire.ENDED:
+        if seen.state is not State.ENDED:
             return _described(job)
-        found: dict[str, tuple[Reply | None, str]] = {}
-        for file in files:
-            content = await place.fetch(bulk_wire.content_of(file))
-            try:
-                found |= bulk_wire.answers(content)
-            except AnswerError as error:
-                raise _invalid(job.provider, error) from None
-        none = _CANCELLED if status == bulk_wire.CANCELLED else _EXPIRED
-        return self._results(place, job, found, none)
+        found: dict[str, Reply | Missing | None] = {}
+        for body in seen.fetch:
+            content = await place.fetch(body)
+            found |= self._answers(place, content)
+        return self._results(place, job, found, seen.missing)
 
     async def cancel(self, job_id: str, left_s: float) -> bulk_pb2.BulkJob:
         """End a job. Raises ServiceError as `get`."""
         job = await self._known(job_id)
         if job.batch and not job.failed:
             place = self._place(job.provider, job.model, job.version, left_s)
-            await place.fetch(bulk_wire.cancel(job.batch))
+            await place.fetch(place.api.cancel(job.batch))
         return await self.get(job_id, left_s)
 
     # ---- making the batch -------------------------------------------------------------------
@@ -172,9 +192,9 @@ class Bulk:
         except ServiceError as error:
             job.failed = error.reason  # without a file nothing was asked
 
-    async def _start(self, place: _Place, job: Job) -> None:
+    async def _start(self, place: _Place, job: Job, requests: Requests) -> None:
         """Make the batch; if nobody knows whether it was made, a later look finds out."""
-        body = bulk_wire.create(job.id, job.file, job.endpoint)
+        body = place.api.create(job.id, requests, job.file, job.endpoint)
         try:
             job.batch = self._id(place, await place.fetch(body))
         except ServiceError as error:
@@ -185,24 +205,44 @@ class Bulk:
 
     async def _resume(self, place: _Place, job: Job) -> None:
         """Go on with a job whose batch nobody knows of, and that nobody is making."""
-        if not job.file:
+        if not job.asked:
             job.failed = _INTERRUPTED
             await self._jobs.save(job)
             return
-        after = ""
+        batch, sure = await self._search(place, job)
+        if batch:
+            job.batch = batch
+        elif not sure:
+            return
+        elif job.file:
+            await self._start(place, job, ())
+            return
+        else:
+            job.failed = _INTERRUPTED
+        await self._jobs.save(job)
+
+    async def _search(self, place: _Place, job: Job) -> tuple[str, bool]:
+        """Look for a job's batch: its id, empty if there is none; and whether that is certain."""
+        requests = sum(1 for sent in job.items if sent.digest)
+        after, sure = "", True
         for _ in range(_PAGES):
-            try:
-                job.batch, after = bulk_wire.page(
-                    await place.fetch(bulk_wire.newest(after)), job.id
-                )
-            except AnswerError as error:
-                raise _invalid(job.provider, error) from None
-            if job.batch:
-                await self._jobs.save(job)
-                return
+            content = await place.fetch(place.api.newest(after))
+            page = self._page(place, content, job, requests)
+            for suspect in page.suspects:
+                if suspect.certain or await self._is_it(place, job, suspect):
+                    return suspect.id, True
+                sure = sure and suspect.fetch is not None
+            after = page.after
             if not after:
                 break
-        await self._start(place, job)
+        return "", sure
+
+    async def _is_it(self, place: _Place, job: Job, suspect: Suspect) -> bool:
+        """Tell by the names of its answers whether a batch is a job's."""
+        if suspect.fetch is None:
+            return False
+        names = self._answers(place, await place.fetch(suspect.fetch))
+        return any(name.startswith(f"{mark_of(job.id)}-") for name in names)
 
     # ---- reading the answers ----------------------------------------------------------------
 
@@ -210,8 +250,8 @@ class Bulk:
         self,
         place: _Place,
         job: Job,
-        found: Mapping[str, tuple[Reply | None, str]],
-        none: Failure,
+        found: Mapping[str, Reply | Missing | None],
+        otherwise: Missing,
     ) -> bulk_pb2.BulkJob:
         done = _described(job)
         done.state = bulk_pb2.BULK_STATE_DONE
@@ -220,22 +260,21 @@ class Bulk:
             if sent.refused:
                 done.results.append(_refused(sent))
             else:
-                reply, code = found.get(str(number), (None, ""))
-                missing = none.error(job.provider, vendor_code=code[:64])
-                done.results.append(self._result(place, job, sent, reply, missing))
+                said = found.get(name_of(job.id, number)) or otherwise
+                done.results.append(self._result(place, job, sent, said))
         return done
 
     def _result(
-        self, place: _Place, job: Job, sent: Sent, reply: Reply | None, missing: ServiceError
+        self, place: _Place, job: Job, sent: Sent, said: Reply | Missing
     ) -> inference_pb2.InferResult:
         result = _begun(job, sent)
         metering = result.metering
         try:
-            if reply is None:
-                raise missing
-            metering.bytes_in = len(reply.content)
+            if isinstance(said, Missing):
+                raise _MISSING[said].error(job.provider)
+            metering.bytes_in = len(said.content)
             ask = Ask(place.model, (), place.time_left_s, {})
-            answer = place.adapter.read_one_of_many(ask, reply, metering, sent.size)
+            answer = place.adapter.read_one_of_many(ask, said, metering, sent.size)
         except ServiceError as error:
             result.status.CopyFrom(to_status(error))
             return result
@@ -261,28 +300,42 @@ class Bulk:
                 f"vendor {provider}: its protocol has no batches here",
                 metadata={"provider": provider},
             )
-        return _Place(vendor, adapter, self._vendors.find_model(vendor, model, version), left_s)
+        api: BatchApi = adapter.dialect.in_bulk  # type: ignore[attr-defined]
+        return _Place(
+            vendor, adapter, api, self._vendors.find_model(vendor, model, version), left_s
+        )
 
     def _id(self, place: _Place, content: bytes) -> str:
-        try:
-            return bulk_wire.id_of(content)
-        except AnswerError as error:
-            raise _invalid(place.vendor.provider.name, error) from None
+        with _protocol(place):
+            found: str = dig(load_object(content), "id", kind=str)
+            return found
 
-    def _read(self, place: _Place, content: bytes) -> tuple[str, list[str]]:
-        try:
-            return bulk_wire.state(content)
-        except AnswerError as error:
-            raise _invalid(place.vendor.provider.name, error) from None
+    def _seen(self, place: _Place, content: bytes) -> Seen:
+        with _protocol(place):
+            return place.api.seen(content)
+
+    def _answers(self, place: _Place, content: bytes) -> Mapping[str, Reply | Missing | None]:
+        with _protocol(place):
+            return place.api.answers(content)
+
+    def _page(self, place: _Place, content: bytes, job: Job, requests: int) -> Page:
+        with _protocol(place):
+            return place.api.page(content, job.id, requests, job.created)
+
+
+@contextmanager
+def _protocol(place: _Place) -> Iterator[None]:
+    """Say what an answer that breaks the vendor's protocol means to the mesh."""
+    try:
+        yield
+    except AnswerError as error:
+        name = place.vendor.provider.name
+        raise failures.ANSWER_INVALID.error(name, rule=error.rule) from None
 
 
 def takes_batches(adapter: Adapter) -> TypeGuard[HttpVendor]:
     """Tell whether a vendor's protocol has batches that we know how to ask for."""
-    return isinstance(adapter, HttpVendor) and getattr(adapter.dialect, "in_bulk", False)
-
-
-def _invalid(provider: str, error: AnswerError) -> ServiceError:
-    return failures.ANSWER_INVALID.error(provider, rule=error.rule)
+    return isinstance(adapter, HttpVendor) and hasattr(adapter.dialect, "in_bulk")
 
 
 def _awaited(job: Job) -> bool:

@@ -50,8 +50,10 @@ class Job:
         endpoint: Where each request would go by itself.
         renderer: Version of the code that wrote the requests.
         items: The items, in order.
-        file: The vendor's id of the file of requests; empty: it is not there yet.
+        file: The vendor's id of the file of requests; empty: not there yet, or it needs none.
+        asked: All is there that the batch is made from, and it may have been made.
         batch: The vendor's id of the batch; empty: there is none yet.
+        created: When it was begun, in Unix seconds.
         failed: Why there will be none.
     """
 
@@ -63,7 +65,9 @@ class Job:
     renderer: str = ""
     items: list[Sent] = field(default_factory=list)
     file: str = ""
+    asked: bool = False
     batch: str = ""
+    created: float = 0.0
     failed: str = ""
 
 

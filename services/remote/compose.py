@@ -56,7 +56,7 @@ async def build(settings: RemoteSettings, stack: AsyncExitStack) -> Service:
     )
     bulk = Mount(
         "twinpath.inference.v1.Bulk",
-        RemoteBulk(Bulk(known, door, _jobs(settings, stack))),
+        RemoteBulk(Bulk(known, door, _jobs(settings, stack), clock)),
         bulk_pb2_grpc.add_BulkServicer_to_server,
     )
     return Service(mounts=[inference, bulk], pings={"vendors": known.ping})

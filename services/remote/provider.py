@@ -87,8 +87,8 @@ class Dialect(Protocol):
 
     It may have `auth` (another header than `Authorization` for the token), `sign` (writes the
     headers itself, from the whole request), `gen_ai` (what traces say of a language model) and
-    `in_bulk` (its requests may go in a batch, as bulk_wire.py writes it; then `answer` must not
-    look at the question's tensors).
+    `in_bulk` (a `bulk_wire.BatchApi`: its requests may go in a batch; then `answer` must do without
+    the question's tensors).
     """
 
     @property

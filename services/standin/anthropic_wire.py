@@ -63,10 +63,14 @@ class Messages:
         shown = request.headers.get("x-api-key", "") or bearer
         return hmac.compare_digest(shown.encode(errors="replace"), token.encode())
 
-    def answer(self, request: web.Request, body: bytes, fault: Fault | None) -> Said:
-        """See `Wire`."""
+    def check_version(self, request: web.Request) -> None:
+        """Every request says which version of the protocol it speaks; raises BadRequestError."""
         if request.headers.get("anthropic-version") not in _VERSIONS:
             raise BadRequestError("anthropic-version: header is required")
+
+    def answer(self, request: web.Request, body: bytes, fault: Fault | None) -> Said:
+        """See `Wire`."""
+        self.check_version(request)
         form = read(_MessagesForm, body)
         if form.model != chat.CHAT:
             raise UnknownModelError(f"model: {form.model}")

@@ -9,7 +9,7 @@ import random
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -17,6 +17,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from services.standin import llm, oip, spans
+from services.standin.anthropic_batches import PREFIX, MessageBatches
 from services.standin.engine import Engine, UnknownModelError
 from services.standin.faults import FAULT_HEADER, Fault, Schedule
 from services.standin.ledger import CLIENT_GONE, Entry, Ledger, plain
@@ -64,10 +65,12 @@ class Public:
     token_server: TokenServer = field(init=False)
     _tokens: dict[bytes, bool] = field(init=False)
     _batches: Batches = field(init=False)
+    _message_batches: MessageBatches = field(init=False)
 
     def __post_init__(self) -> None:
         self.latency = Latency(self.settings.latency_ms, self.settings.jitter_ms)
         self._batches = Batches(self.settings.batch_looks, self._fault)
+        self._message_batches = MessageBatches(self.settings.batch_looks, self._fault)
         self._random = random.Random(self.settings.seed)  # noqa: S311 - jitter, not secrets
         self.token_server = TokenServer(self.settings.bearer, self.settings.oauth_lifetime_s)
         self._tokens = {self.settings.bearer.encode(): True}
@@ -96,7 +99,8 @@ class Public:
         for path in llm.BY_PATH:
             app.router.add_post(path, self._ask)
         app.router.add_get("/v1/models", self._list)
-        app.add_routes(self._batches.routes(self._allowed))
+        app.add_routes(self._batches.routes(self._allowed("/v1/chat/completions")))
+        app.add_routes(self._message_batches.routes(self._allowed("/v1/messages")))
         app.router.add_post("/oauth/token", self.token_server.answer)
         return app
 
@@ -179,26 +183,29 @@ class Public:
         data = [{"id": name, "object": "model"} for name in llm.MODELS]
         return web.json_response({"object": "list", "data": data})
 
-    def _allowed(self, handler: Handler) -> Handler:
-        """Check the token before a handler of files and batches; play faults of `batches`."""
-        wire = llm.BY_PATH["/v1/chat/completions"]
+    def _allowed(self, like: str) -> Callable[[Handler], Handler]:
+        """Check the token as a path does, before a handler of batches; play faults of `batches`."""
+        wire = llm.BY_PATH[like]
 
-        async def checked(request: web.Request) -> web.StreamResponse:
-            entry: Entry = request[_ENTRY]
-            self.ledger.keep(entry, await request.read())
-            fault = self._fault(request, "batches")
-            entry.fault = None if fault is None else fault.kind
-            early = None if fault is None else await self._play_before(request, fault)
-            if early is not None:
-                return early
-            may_ask = llm.authorized(wire, request, self._known())
-            if may_ask is None:
-                raise web.HTTPUnauthorized(text="a valid token is needed")
-            if not may_ask:
-                raise web.HTTPForbidden(text="this token may not ask")
-            return await handler(request)
+        def allowed(handler: Handler) -> Handler:
+            async def checked(request: web.Request) -> web.StreamResponse:
+                entry: Entry = request[_ENTRY]
+                self.ledger.keep(entry, await request.read())
+                fault = self._fault(request, "batches")
+                entry.fault = None if fault is None else fault.kind
+                early = None if fault is None else await self._play_before(request, fault)
+                if early is not None:
+                    return early
+                may_ask = llm.authorized(wire, request, self._known())
+                if may_ask is None:
+                    raise web.HTTPUnauthorized(text="a valid token is needed")
+                if not may_ask:
+                    raise web.HTTPForbidden(text="this token may not ask")
+                return await handler(request)
 
-        return checked
+            return checked
+
+        return allowed
 
     async def _ask(self, request: web.Request) -> web.StreamResponse:
         """Answer a question to a language model."""
@@ -405,6 +412,8 @@ def _error(
     wire = llm.BY_PATH.get(request.path)
     if wire is None and request.path.startswith(("/v1/files", "/v1/batches")):
         wire = llm.BY_PATH["/v1/chat/completions"]
+    elif wire is None and request.path.startswith(PREFIX):
+        wire = llm.BY_PATH["/v1/messages"]
     document = {"error": message} if wire is None else wire.error(status, message, fault)
     return web.json_response(document, status=status, headers=kept)
 

@@ -196,6 +196,34 @@ async def test_anthropic_refusals_and_limits(claude, standin) -> None:
     assert cut.stop_reason == "max_tokens"
 
 
+async def test_anthropic_message_batches(claude) -> None:
+    """Requests in one call, results by their own ids; a bad one fails alone; one can be canceled."""
+    params = {"model": MODEL, "max_tokens": 64, "messages": ASKED}
+    requests = [
+        {"custom_id": "good", "params": params},
+        {"custom_id": "bad", "params": params | {"model": "ghost"}},
+    ]
+    batch = await claude.messages.batches.create(requests=requests)
+    assert (batch.processing_status, batch.request_counts.processing) == ("in_progress", 2)
+    while batch.processing_status != "ended":
+        batch = await claude.messages.batches.retrieve(batch.id)
+    assert (batch.request_counts.succeeded, batch.request_counts.errored) == (1, 1)
+    results = await claude.messages.batches.results(batch.id)
+    found = {one.custom_id: one.result async for one in results}
+    assert found["good"].message.content[0].text == SAID
+    assert found["bad"].error.error.type == "not_found_error"
+    again = await claude.messages.batches.create(requests=requests)
+    again = await claude.messages.batches.cancel(again.id)
+    assert again.processing_status == "canceling"
+    again = await claude.messages.batches.retrieve(again.id)
+    assert (again.processing_status, again.request_counts.canceled) == ("ended", 2)
+    assert [one.id async for one in claude.messages.batches.list(limit=1)] == [again.id, batch.id]
+    with pytest.raises(anthropic.BadRequestError):
+        await claude.messages.batches.create(requests=[*requests, requests[0]])
+    with pytest.raises(anthropic.NotFoundError):
+        await claude.messages.batches.retrieve("msgbatch_none")
+
+
 async def test_anthropic_errors(claude, standin) -> None:
     """Each status is the SDK's own exception; so is an error in the middle of a stream."""
     with pytest.raises(anthropic.NotFoundError):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from services.remote import failures
+from services.remote.bulk_anthropic import AnthropicBatches
 from services.remote.catalog import Model, Options, Provider
 from services.remote.catalog_access import Auth
 from services.remote.prompts import (
@@ -82,7 +83,8 @@ class Dialect:
     auth = Auth(header="x-api-key", scheme="")
 
     def __init__(self, provider: Provider) -> None:
-        self._version = ProviderOptions.of(provider).api_version
+        self._headers = {"anthropic-version": ProviderOptions.of(provider).api_version}
+        self.in_bulk = AnthropicBatches(self._headers)
 
     def streams(self, model: Model) -> bool:
         """Text streams; a JSON object is of no use in part."""
@@ -114,7 +116,7 @@ class Dialect:
             document["tool_choice"] = {"type": "tool", "name": SCHEMA_NAME}
         if stream:
             document["stream"] = True
-        headers = {"Content-Type": JSON_TYPE, "anthropic-version": self._version}
+        headers = {"Content-Type": JSON_TYPE, **self._headers}
         return Body(dump(document), headers, options.renderer(RENDERER), "/messages")
 
     def answer(self, ask: Ask, reply: Reply) -> Parsed:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from services.remote import failures
+from services.remote.bulk_openai import OpenAiBatches
 from services.remote.catalog import Model, Options, Provider
 from services.remote.prompts import (
     SCHEMA_NAME,
@@ -76,7 +77,7 @@ class Dialect:
 
     probe_path = "/models"
     gen_ai = GenAi("chat", "openai")
-    in_bulk = True
+    in_bulk = OpenAiBatches()
 
     def __init__(self, provider: Provider) -> None:
         del provider

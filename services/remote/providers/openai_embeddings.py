@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from services.remote import failures
+from services.remote.bulk_openai import OpenAiBatches
 from services.remote.catalog import Model, Options, Provider
 from services.remote.oip_body import json_data
 from services.remote.provider import Ask, no_stream
@@ -49,6 +50,7 @@ class Dialect:
 
     probe_path = "/models"
     gen_ai = GenAi("embeddings", "openai")
+    in_bulk = OpenAiBatches()
 
     def __init__(self, provider: Provider) -> None:
         del provider
@@ -82,7 +84,8 @@ class Dialect:
         document = json_answer(reply)
         data = dig(document, "data", kind=list)
         rows = {dig(entry, "index", kind=int): dig(entry, "embedding", kind=list) for entry in data}
-        wanted = len(tensors.decode_bytes(ask.tensors[0].raw))
+        # In a batch the question is gone by now; what a task wants, its output contract says.
+        wanted = len(tensors.decode_bytes(ask.tensors[0].raw)) if ask.tensors else len(data)
         if sorted(rows) != list(range(wanted)) or len(data) != wanted:
             raise AnswerError("rows")
         numbers = [rows[index] for index in range(wanted)]

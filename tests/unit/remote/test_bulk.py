@@ -236,6 +236,31 @@ async def test_each_request_of_a_batch_fails_alone(keys, tmp_path, valkey) -> No
     assert all(r.metering.sent for r in found.results)
 
 
+async def test_embeddings_go_in_batches_too(keys, tmp_path, valkey) -> None:
+    """Rows by index, as a single call gives them."""
+    from tests.contract.provider_cases import EMBED_MODEL, PAIR
+
+    def embeds(base_url: str, token_file: Path) -> str:
+        head = HEAD.format(base_url=base_url, token_file=token_file)
+        return head.replace("openai-chat", "openai-embeddings") + EMBED_MODEL.format(
+            price=HALF, max_tokens=64
+        )
+
+    job = secrets.token_hex(4)
+    async with start_remote(keys, tmp_path, provider=embeds, state_url=valkey) as remote:
+        fields = {"model": "embedder", "version": "standin-embed-1"}
+        given = [
+            make_item(keys, PAIR, context=context_pb2.ItemContext(id=name), **fields)
+            for name in ("a", "b")
+        ]
+        await submit(remote, job, given[:1])
+        found = await done(remote, job)
+        (single,) = await remote.infer(given[1])
+    assert found.results[0].outputs == single.outputs
+    assert len(single.outputs) == 1
+    assert found.results[0].metering.cost.nanos * 2 >= single.metering.cost.nanos > 0
+
+
 async def test_a_vendor_that_does_not_take_the_file_fails_the_job(keys, tmp_path, valkey) -> None:
     """With the table's reason; nothing was asked."""
     job = secrets.token_hex(4)
