@@ -37,9 +37,12 @@ class Dispatcher:
         self._clock = clock
         self._random = random
 
-    async def run(self, errand: Errand) -> Answer:
-        """Try the plan of an errand's decision. The answer has an output or an error."""
-        answer = Answer()
+    async def run(self, errand: Errand, answer: Answer | None = None) -> Answer:
+        """Try the plan of an errand's decision. The answer has an output or an error in the end.
+
+        Whoever gives the answer to fill finds the attempts in it, also when this is cancelled.
+        """
+        answer = Answer() if answer is None else answer
         decision = errand.decision
         assert decision.plan is not None
         entries = list(decision.plan.admitted)

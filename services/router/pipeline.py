@@ -115,19 +115,24 @@ class Pipeline:
         async def intent_durable() -> None:
             await asyncio.shield(durable)
 
+        answer = Answer()
         try:
-            answer = await self._dispatcher.run(
+            await self._dispatcher.run(
                 Errand(
                     decision,
                     accept=partial(accept, decision),
                     intent_durable=intent_durable,
                     clock=self._clock,
                     size_class=size_class_of(decision),
-                )
+                ),
+                answer,
             )
             # For a local call its flush overlapped; it must still be on disk. Shielded: a caller
             # that leaves now must not take the INTENT of a call that was made with it.
             await intent_durable()
+        except asyncio.CancelledError:  # the caller is gone
+            self._steps.left(decision, answer, durable)
+            raise
         except BaseException:
             # Whatever ended this, the INTENT may be in the log: the reconciler closes it.
             durable.add_done_callback(lambda done: done.cancelled() or done.exception())

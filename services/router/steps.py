@@ -5,8 +5,11 @@ pipeline.py puts them together for one answer, streams.py for an answer in chunk
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +19,7 @@ from services.chassis import telemetry
 from services.chassis.call import Call
 from services.chassis.clock import Clock
 from services.chassis.errors import (
+    CancelledError,
     FailedPreconditionError,
     NotFoundError,
     PermissionDeniedError,
@@ -41,6 +45,7 @@ from twinpath.audit.v1 import audit_pb2, record_pb2
 from twinpath.common.v1 import context_pb2, decision_pb2
 from twinpath.router.v1 import router_pb2
 
+log = logging.getLogger(__name__)
 _tracer = trace.get_tracer(__name__)
 _PRIORITIES = {0: "normal", 1: "interactive", 2: "normal", 3: "batch"}
 _PATHS = {context_pb2.PATH_LOCAL: "local", context_pb2.PATH_REMOTE: "remote"}
@@ -80,6 +85,7 @@ class Steps:
         self._clock = clock
         self._code_version = code_version
         self._random = random
+        self._closing: set[asyncio.Task[None]] = set()
 
     # ---- 1. admit --------------------------------------------------------------------------------
 
@@ -267,6 +273,33 @@ class Steps:
         entry = records.failed(decision, now, error, answer.attempts, self._code_version)
         await self._audit.append(entry)
         return error
+
+    def left(
+        self, decision: Decision, answer: Answer, intent: Awaitable[None] | None = None
+    ) -> None:
+        """Record what was taken for a caller that is gone, once its INTENT is durable.
+
+        A model worked for it, and may have to be paid. Nobody waits for this.
+        """
+        # An empty context: the caller's deadline and trace are over.
+        task = asyncio.get_running_loop().create_task(
+            self._record_left(decision, answer, intent), context=contextvars.Context()
+        )
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def _record_left(
+        self, decision: Decision, answer: Answer, intent: Awaitable[None] | None
+    ) -> None:
+        gone = CancelledError("CALLER_GONE", "the caller left before the answer's end")
+        try:
+            if intent is not None:
+                await intent
+            await self.fail(decision, gone, answer)
+        except ServiceError as error:  # the reconciler closes an INTENT that is in the log
+            log.warning(
+                "a decision that its caller left has no end", extra={"reason": error.reason}
+            )
 
     def reply(self, decision: Decision, answer: Answer) -> router_pb2.InferResponse:
         """Return the reply that will be recorded and then given."""

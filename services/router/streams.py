@@ -15,8 +15,6 @@ down, through gRPC's flow control on every hop.
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from functools import partial
@@ -25,7 +23,6 @@ from services.chassis.call import Call
 from services.chassis.clock import Clock
 from services.chassis.errors import (
     AbortedError,
-    CancelledError,
     FailedPreconditionError,
     ServiceError,
     UnavailableError,
@@ -44,8 +41,6 @@ from twinpath.inference.v1 import inference_pb2
 from twinpath.router.v1 import router_pb2
 
 Message = router_pb2.InferStreamResponse
-
-log = logging.getLogger(__name__)
 
 
 class Streams:
@@ -67,7 +62,6 @@ class Streams:
         self._claims = claims
         self._clock = clock
         self._random = random
-        self._closing: set[asyncio.Task[None]] = set()
 
     async def decide(self, request: router_pb2.InferRequest, call: Call) -> AsyncGenerator[Message]:
         """Yield the chunks of one decision, then its final message.
@@ -116,7 +110,7 @@ class Streams:
                 async for chunk in chunks:
                     yield Message(chunk=chunk)
         except (GeneratorExit, asyncio.CancelledError):
-            self._left(decision, answer)
+            self._steps.left(decision, answer)
             raise
         if answer.error is not None:
             raise await self._steps.fail(decision, answer.error, answer)
@@ -127,21 +121,6 @@ class Streams:
             text = "another copy of this request was recorded first, with another answer"
             raise AbortedError("STREAM_OVERTAKEN", text, retry_after=0.1)
         yield Message(final=reply)
-
-    def _left(self, decision: Decision, answer: Answer) -> None:
-        """Record what was taken for a reader that is gone: the model worked, and may be paid."""
-        task = asyncio.get_running_loop().create_task(
-            self._record_left(decision, answer), context=contextvars.Context()
-        )
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-
-    async def _record_left(self, decision: Decision, answer: Answer) -> None:
-        gone = CancelledError("CALLER_GONE", "the caller left before the stream's end")
-        try:
-            await self._steps.fail(decision, gone, answer)
-        except ServiceError as error:  # the reconciler will close the INTENT
-            log.warning("a stream without a reader has no end", extra={"reason": error.reason})
 
     async def dispatch(
         self, decision: Decision, answer: Answer, collected: Collected

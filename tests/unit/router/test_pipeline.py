@@ -321,3 +321,49 @@ async def test_every_failed_attempt_is_in_the_failed_record() -> None:
     record = world.audit.log[-1].record
     reasons = [a.reason for a in record.attempts]
     assert reasons == ["TRITON_UNAVAILABLE", "VENDOR_GARBAGE", "VENDOR_GARBAGE"]
+
+
+async def test_a_caller_that_goes_away_leaves_a_record_of_what_was_taken() -> None:
+    """The INTENT is closed with the attempt that was cut off, at its expected cost."""
+    world = World()
+    reached = asyncio.Event()
+
+    async def hang(item: inference_pb2.InferItem) -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    world.remote.behave = hang
+    asked = asyncio.ensure_future(world.decide(only_path=REMOTE))
+    await reached.wait()
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert world.audit.kinds() == ["INTENT", "FAILED"]
+    record = world.audit.log[-1].record
+    assert record.reason == "CALLER_GONE"
+    (attempt,) = record.attempts
+    assert attempt.cancelled
+    assert attempt.candidate.path == REMOTE
+    assert attempt.cost.nanos > 0
+
+
+async def test_a_caller_that_goes_away_early_is_recorded_after_its_intent() -> None:
+    """The FAILED never comes before the INTENT, and nobody was asked."""
+    world = World()
+    held = asyncio.Event()
+    world.audit.delay = held.wait
+    asked = asyncio.ensure_future(world.decide(only_path=REMOTE))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    assert world.audit.kinds() == []
+    held.set()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert world.audit.kinds() == ["INTENT", "FAILED"]
+    assert not world.audit.log[-1].record.attempts
+    assert not world.remote.items
