@@ -117,6 +117,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
     pseudonyms = None
     if settings.pseudonym_key is not None:
         pseudonyms = Pseudonyms(read_key(settings.pseudonym_key))
+    shared_secret = split_key((settings.split_key or settings.grant_key).read_bytes())
     steps = Steps(
         catalog=catalog,
         features=FeaturesClient(features_channel, clock),
@@ -126,7 +127,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
         code_version=code_version,
         random=random.random,
         pseudonyms=pseudonyms,
-        split_key=split_key((settings.split_key or settings.grant_key).read_bytes()),
+        split_key=shared_secret,
     )
     limits = LimiterConfig(
         initial=min(128, settings.max_in_flight),
@@ -199,6 +200,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
         spare=spare,
         catalog=catalog,
         clock=clock,
+        key=shared_secret,
     )
 
     async def ping_channel(target: grpc.aio.Channel, name: str) -> None:

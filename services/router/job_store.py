@@ -105,7 +105,7 @@ class Job:
         tenant: Whose.
         caller: Who submitted it.
         task: The task.
-        digest: SHA-256 of what was submitted, in hex.
+        digest: Keyed digest of what was submitted, in hex.
         created: When.
         until: How long answers are waited for.
         state: How far it is.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import hmac
 import secrets
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -74,7 +75,10 @@ class Jobs:
         spare: Spare,
         catalog: Callable[[], CatalogView],
         clock: Clock,
+        key: bytes,
     ) -> None:
+        """`key` is a secret of all routers: a plain digest of a job would confirm a guess of it."""
+        self._key = hmac.digest(key, b"twinpath.job.v1", "sha256")
         self._store = store
         self._work = work
         self._steps = steps
@@ -150,13 +154,14 @@ class Jobs:
         bare = jobs_pb2.SubmitJobRequest()
         bare.CopyFrom(request)
         bare.ClearField("idempotency_key")
+        asked = bare.SerializeToString(deterministic=True)
         now = self._clock.unix_us()
         return Job(
             id=_id_of(who, request.idempotency_key),
             tenant=who.tenant,
             caller=who.subject,
             task=request.task,
-            digest=hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest(),
+            digest=hmac.digest(self._key, asked, "sha256").hex(),
             created=now,
             until=now + int(WINDOW_S * 1e6),
             items=[Item(item.id) for item in request.items],
@@ -299,6 +304,10 @@ class Jobs:
     async def _result(self, item: Item) -> router_pb2.BatchResult:
         """Read an item's result: a decision's reply is in the log, and nowhere else."""
         result = router_pb2.BatchResult(id=item.id)
+        if item.state is ItemState.WAITING:  # of a job that was interrupted
+            cut = AbortedError("JOB_INTERRUPTED", "the job was cut off before anything was sent")
+            result.status.CopyFrom(to_status(cut))
+            return result
         if item.state is not ItemState.SUCCEEDED:
             result.status.MergeFromString(bytes.fromhex(item.status))
             return result

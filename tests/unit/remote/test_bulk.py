@@ -19,7 +19,7 @@ from tests.local_path import running
 from tests.support import MeshKeys, refusal
 from tests.unit.remote.support import VENDOR_TOKEN, Remote, make_item, start_remote
 from twinpath.common.v1 import context_pb2, decision_pb2
-from twinpath.inference.v1 import bulk_pb2, bulk_pb2_grpc, inference_pb2
+from twinpath.inference.v1 import bulk_pb2, bulk_pb2_grpc, inference_pb2, inference_pb2_grpc
 
 HEAD = """
 name: standin
@@ -282,6 +282,16 @@ async def test_a_job_can_be_ended(keys, tmp_path, valkey) -> None:
         found = (await stub(remote).CancelBulk(request, timeout=20)).job
     assert found.state == bulk_pb2.BULK_STATE_DONE
     assert from_status(found.results[0].status).reason == "VENDOR_BATCH_CANCELLED"
+
+
+@pytest.mark.parametrize("batches", [True, False])
+async def test_a_model_says_whether_it_takes_batches(keys, tmp_path, valkey, batches) -> None:
+    """Those of a protocol that has them, and no others."""
+    fields = {"provider": provider} if batches else {}
+    async with start_remote(keys, tmp_path, state_url=valkey, **fields) as remote:
+        stub = inference_pb2_grpc.InferenceStub(remote.channel)
+        models = (await stub.Describe(inference_pb2.DescribeRequest(), timeout=10)).models
+    assert {model.bulk for model in models} == {batches}
 
 
 async def test_what_cannot_be_a_job_is_refused(keys, tmp_path, valkey) -> None:

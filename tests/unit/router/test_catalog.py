@@ -48,6 +48,7 @@ def test_the_committed_catalog_loads() -> None:
         ("      - diabetes_baseline__age", "      - age", "age is neither view__feature"),
         ("id: diabetes_large, path: remote", "id: diabetes_small, path: remote", "stand twice"),
         (", provider: standin", "", "names its provider"),
+        ("path: local,", "path: local, bulk: true,", "only a remote candidate can be bulk"),
     ],
 )
 def test_a_mistake_in_a_task_names_file_line_and_rule(

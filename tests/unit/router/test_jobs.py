@@ -165,6 +165,7 @@ class JobWorld(World):
             spare=Spare(self.clock),
             catalog=view,
             clock=self.clock,
+            key=b"k" * 32,
         )
 
     async def submit(self, count: int = 2, subject: str = "alice", **more: Any) -> jobs_pb2.Job:
@@ -613,6 +614,8 @@ async def test_a_job_cut_off_while_it_was_prepared_says_so_and_can_be_submitted_
     jobs, _ = await world.jobs.page(jobs_pb2.ListJobsRequest(), world.call())
     found = await world.look(jobs_pb2.Job(id=jobs[0].id))
     assert (found.state, world.bulk.sent) == (jobs_pb2.JOB_STATE_INTERRUPTED, [])
+    (result,) = (await world.results(found)).values()
+    assert from_status(result.status).reason == "JOB_INTERRUPTED"
     again = await world.submit(1, idempotency_key="k")
     assert (again.id, again.state) == (found.id, RUNNING)
     world.answers()
