@@ -103,6 +103,11 @@ FEATURES_HANDLED = Counter(
     "Features that were stale or not there, and what was done about it.",
     ("task", "status", "action"),
 )
+FILTERED = Counter(
+    "twinpath_filters_applied_total",
+    "What tasks' filters found in inputs and outputs, by what was done about it and its kind.",
+    ("task", "what", "kind"),
+)
 
 _KINDS = {
     value: name.removeprefix("ATTEMPT_KIND_").lower()
@@ -183,6 +188,10 @@ def _ended(seen: Seen, reason: str) -> None:
         status = decision_pb2.FeatureStatus.Name(handled.status).removeprefix("FEATURE_STATUS_")
         action = decision_pb2.FeatureAction.Name(handled.action).removeprefix("FEATURE_ACTION_")
         _series(FEATURES_HANDLED, task, status.lower(), action.lower()).inc()
+    for made in decision.filters_applied:  # `what:kind=count`, as the record has it
+        what, _, found = made.partition(":")
+        kind, _, count = found.partition("=")
+        _series(FILTERED, task, what, kind).inc(int(count))
 
 
 def attempted(task: str, attempt: decision_pb2.Attempt) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import grpc
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -12,8 +13,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from services.remote import tracing
+from services.remote.providers import oip_grpc
 from tests.contract.provider_cases import CASES, QUESTION, Case
 from tests.contract.test_providers_contract import ask, served, streamed
+from tests.contract.test_providers_oip_grpc import served as served_by_grpc
 from tests.unit.remote.support import VENDOR_TOKEN
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -115,3 +118,24 @@ async def test_a_span_holds_neither_our_token_nor_the_input(
     assert "remote.vendor" in written
     assert VENDOR_TOKEN not in written
     assert QUESTION not in written
+
+
+async def test_the_span_says_what_was_asked_by_grpc_and_answered(
+    keys, tmp_path, spans: InMemorySpanExporter
+) -> None:
+    """System, service, method, server and the answer's code; on failure the error's type."""
+    async with served_by_grpc(keys, tmp_path) as remote:
+        assert (await remote.one()).status.code == 0
+        good = attributes(spans)
+        code = grpc.StatusCode.UNAVAILABLE
+        await remote.faults({"fault": {"kind": "error", "code": str(code.value[0])}})
+        assert (await remote.one()).status.code != 0
+        bad = attributes(spans)
+        port = remote.standin.grpc_port
+    assert (good["rpc.system"], good["rpc.method"]) == ("grpc", "ModelInfer")
+    assert good["rpc.service"] == "inference.GRPCInferenceService"
+    assert (good["server.address"], good["server.port"]) == ("127.0.0.1", port)
+    assert good["rpc.grpc.status_code"] == grpc.StatusCode.OK.value[0]
+    assert "error.type" not in good
+    assert bad["rpc.grpc.status_code"] == code.value[0]
+    assert bad["error.type"] == oip_grpc._FAILURES[code].reason

@@ -38,6 +38,7 @@ def decision(**more: Any) -> Any:
         "fallback": False,
         "repeated": False,
         "assembled": SimpleNamespace(handling=[]),
+        "filters_applied": (),
     }
     return SimpleNamespace(**{**facts, **more})
 
@@ -142,6 +143,25 @@ def test_handled_features_and_ages_are_measured() -> None:
     metrics.enriched([("aged", "h", 1_000_000), ("timeless", "h", 0)], 61_000_000)
     assert value("twinpath_feature_age_seconds_sum", view="aged") == 60
     assert value("twinpath_feature_age_seconds_count", view="timeless") == 0
+
+
+def test_what_filters_found_is_counted_by_what_was_done() -> None:
+    """As often as the record says, also of a request that failed for it."""
+
+    def refuse() -> None:
+        with metrics.request() as seen:
+            seen.decision = decision(
+                task=SimpleNamespace(name="filtered"),
+                filters_applied=("redacted:email=2", "refused:card=1"),
+            )
+            raise NotFoundError("OUTPUT_POLICY", "it holds a card")
+
+    with pytest.raises(NotFoundError):
+        refuse()
+    found = {"task": "filtered", "what": "redacted", "kind": "email"}
+    assert value("twinpath_filters_applied_total", **found) == 2
+    found = {"task": "filtered", "what": "refused", "kind": "card"}
+    assert value("twinpath_filters_applied_total", **found) == 1
 
 
 def test_breakers_and_the_limiter_are_read_when_asked_for() -> None:
