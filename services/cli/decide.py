@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+from collections import defaultdict
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -92,7 +95,7 @@ def infer(
         async with mesh.channel("router", role="caller", deadline_s=deadline_s) as channel:
             stub = router_pb2_grpc.RouterStub(channel)
             if stream:
-                return await _show_stream(stub, request)
+                return await _show_stream(stub, request, beside=as_json)
             answer: router_pb2.InferResponse = await stub.Infer(request)
             return answer
 
@@ -108,24 +111,28 @@ def infer(
 
 
 async def _show_stream(
-    stub: router_pb2_grpc.RouterStub, request: router_pb2.InferRequest
+    stub: router_pb2_grpc.RouterStub, request: router_pb2.InferRequest, *, beside: bool
 ) -> router_pb2.InferResponse:
-    """Print text as it comes; return the final message."""
+    """Print text as it comes, `beside` what goes to standard output; return the final message."""
     from services.chassis.errors import UnavailableError  # noqa: PLC0415 - not for `--help`
     from twinpath.inference import tensors  # noqa: PLC0415 - the same
     from twinpath.router.v1 import router_pb2  # noqa: PLC0415 - the same
 
+    out = console.err if beside else console.out
     final: router_pb2.InferResponse | None = None
+    begin = partial(codecs.getincrementaldecoder("utf-8"), "replace")
+    decoders: defaultdict[str, codecs.IncrementalDecoder] = defaultdict(begin)
     async for message in stub.InferStream(router_pb2.InferStreamRequest(request=request)):
         if message.HasField("final"):
             final = message.final
             continue
         for tensor in message.chunk.outputs:
             if tensor.datatype == tensors.BYTES:
-                text = b"".join(tensors.decode_bytes(tensor.raw)).decode(errors="replace")
-                console.out.print(text, end="", highlight=False, markup=False, soft_wrap=True)
-                console.out.file.flush()
-    console.out.print()
+                # A character may be split over two chunks.
+                text = decoders[tensor.name].decode(b"".join(tensors.decode_bytes(tensor.raw)))
+                out.print(text, end="", highlight=False, markup=False, soft_wrap=True)
+                out.file.flush()
+    out.print()
     if final is None:
         raise UnavailableError("STREAM_CUT", "the stream ended without its final message")
     return final
