@@ -285,6 +285,8 @@ class Attempter:
         """Yield a stream's chunks; read its end."""
         first = True
         ended = False
+        before = 0.0
+        gap = metrics.chunk_gaps(open_.candidate.path, open_.candidate.id)
         while True:
             try:
                 waited = asyncio.wait_for(anext(messages), first_chunk_s if first else None)
@@ -306,9 +308,13 @@ class Attempter:
                     raise error
                 answer.finish_reason = message.final.finish_reason
                 continue
+            now = self._clock.monotonic()
             if first:
                 first = False
                 open_.attempt.first_chunk_us = open_.elapsed_us(self._clock)
+            else:
+                gap(now - before)
+            before = now
             yield message.chunk
         if not ended:
             raise UnavailableError("STREAM_CUT", "the stream ended without its final message")

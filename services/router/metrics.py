@@ -63,6 +63,12 @@ FIRST_CHUNK = Histogram(
     ("path", "candidate"),
     buckets=_SECONDS,
 )
+CHUNK_GAP = Histogram(
+    "twinpath_chunk_gap_seconds",
+    "Time from one chunk of a stream to the next, as the router got them.",
+    ("path", "candidate"),
+    buckets=(0.0005, *_SECONDS),
+)
 COST = Counter(
     "twinpath_cost_nanos_total",
     "Cost of all attempts in billionths of a unit, the failed and hedged ones included.",
@@ -217,6 +223,11 @@ def attempted(task: str, attempt: decision_pb2.Attempt) -> None:
 def job_item(task: str, candidate: str, reason: str) -> None:
     """Count an item of a batch job that got its result."""
     _series(JOB_ITEMS, task, candidate, reason).inc()
+
+
+def chunk_gaps(path: str, candidate: str) -> Any:
+    """Return what the time between two chunks of a stream is told to, in seconds."""
+    return _series(CHUNK_GAP, path, candidate).observe
 
 
 def batched(hop: str) -> Any:

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from services.chassis.errors import (
     AbortedError,
@@ -62,6 +63,23 @@ async def test_chunks_arrive_and_the_final_message_holds_the_whole() -> None:
     assert world.audit.kinds() == ["INTENT", "OUTCOME"]
     assert final.attempts[0].first_chunk_us >= 0
     assert world.local.closed == 1
+
+
+async def test_times_between_chunks_are_measured() -> None:
+    """Of three chunks there are two gaps; the first chunk's time is another metric's."""
+    world = World()
+    world.local.script = ["a", "b", "c", END]
+    chunks, final = await read(world)
+    labels = {"path": "local", "candidate": final.answered_by.id}
+
+    def gaps() -> float:
+        return REGISTRY.get_sample_value("twinpath_chunk_gap_seconds_count", labels) or 0.0
+
+    before = gaps()
+    world.local.script = ["a", "b", "c", END]
+    again, _ = await read(world)
+    assert len(chunks) == len(again) == 3
+    assert gaps() == before + 2
 
 
 async def test_no_chunk_before_the_intent_is_durable() -> None:
