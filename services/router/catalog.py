@@ -33,6 +33,7 @@ from services.router.objective import Objective
 from services.router.policy import Policy, PolicyFile, compile_policy
 from services.router.quotas import QuotaFile, QuotaRule
 from services.router.releases import ReleaseSpec
+from services.router.text_schema import JsonSchema, TextSchema
 from twinpath.inference import tensors
 
 log = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ class ToleranceSpec(_Strict):
 class OutputSpec(_Strict):
     """One tensor of the output contract; the filter refuses what does not fit.
 
-    `min` and `max` are for numbers, `one_of` and `max_len` (characters) for each text.
+    `min` and `max` are for numbers; for each text `one_of`, `max_len` (characters), `json_schema`.
     Replays compare floating-point outputs within `tolerance`, and others for equality.
     """
 
@@ -137,13 +138,24 @@ class OutputSpec(_Strict):
     max: float | None = None
     one_of: tuple[str, ...] = ()
     max_len: int | None = Field(default=None, ge=1)
+    json_schema: JsonSchema | None = None
     tolerance: ToleranceSpec = Field(default_factory=ToleranceSpec)
+
+    @cached_property
+    def form(self) -> TextSchema | None:
+        """What each text must be, if it must be JSON of one form."""
+        return None if self.json_schema is None else TextSchema(self.json_schema)
+
+    @property
+    def rules_texts(self) -> bool:
+        """Whether there is any rule for texts."""
+        return bool(self.one_of or self.max_len or self.form)
 
     @model_validator(mode="after")
     def _rules_fit(self) -> OutputSpec:
-        text, number = bool(self.one_of or self.max_len), (self.min, self.max) != (None, None)
+        text, number = self.rules_texts, (self.min, self.max) != (None, None)
         if number if self.datatype == "BYTES" else text:
-            rules = "min and max" if number else "one_of and max_len"
+            rules = "min and max" if number else "one_of, max_len and json_schema"
             raise ValueError(f"{self.name} is {self.datatype}, which {rules} are not for")
         return self
 

@@ -18,6 +18,7 @@ from services.router.catalog import OutputSpec, Task
 from services.router.decision import Decision
 from services.router.filters import MARKUP, Find, OutputPolicy, counted, masked
 from services.router.redaction import put_back
+from services.router.text_schema import escaped
 from twinpath.inference import tensors
 from twinpath.inference.v1 import tensor_pb2
 
@@ -79,8 +80,7 @@ def give_back(
 
     Where that would make unsafe markup of a clean text, and the task looks for it, the tokens stay.
     """
-    values = decision.assembled.values if decision.assembled is not None else None
-    if not values:
+    if decision.assembled is None or not decision.assembled.values:
         return outputs
     policy = decision.task.filters.policy
     wary = policy is not None and MARKUP in policy.actions
@@ -89,6 +89,7 @@ def give_back(
     for tensor in outputs:
         if tensor.datatype == tensors.BYTES and b"[" in tensor.raw:
             before = tensors.decode_bytes(tensor.raw)
+            values = values_for(decision, tensor.name)
             after = [_give_back(element, values, wary=wary) for element in before]
             if after != before:
                 changed = True
@@ -97,6 +98,17 @@ def give_back(
     if changed:
         decision.model_outputs = outputs
     return given
+
+
+def values_for(decision: Decision, name: str) -> Mapping[str, str]:
+    """Return the request's own values by their tokens, as they are written in one output.
+
+    In a text that is JSON by the task's contract, that is as JSON writes them.
+    """
+    values = decision.assembled.values if decision.assembled is not None else None
+    if values and any(s.name == name and s.form is not None for s in decision.task.outputs):
+        return {token: escaped(value) for token, value in values.items()}
+    return values or {}
 
 
 def _give_back(element: bytes, values: Mapping[str, str], *, wary: bool) -> bytes:
@@ -151,7 +163,7 @@ def _fault(spec: OutputSpec, tensor: tensor_pb2.Tensor) -> str:
         return error.message
     if array.size == 1 and array.dtype.kind in "iuf":  # the usual case, ten times as fast
         return _fault_of_one(spec, array.item())
-    if spec.one_of or spec.max_len:
+    if spec.rules_texts:
         return _fault_of_texts(spec, array.reshape(-1).tolist())
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         return "is not finite"
@@ -180,4 +192,7 @@ def _fault_of_texts(spec: OutputSpec, elements: Sequence[bytes]) -> str:
             return "is none of the texts that it may be"
         if spec.max_len is not None and len(text) > spec.max_len:
             return f"is longer than {spec.max_len} characters"
+        fault = spec.form.fault(text) if spec.form is not None else ""
+        if fault:
+            return fault
     return ""

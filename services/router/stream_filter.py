@@ -15,7 +15,7 @@ from services.chassis.errors import InternalError
 from services.router import markup
 from services.router.decision import Decision
 from services.router.filters import OutputPolicy, masked
-from services.router.outputs import give_back, refuse
+from services.router.outputs import give_back, refuse, values_for
 from services.router.redaction import PutBack
 from twinpath.inference import tensors
 from twinpath.inference.v1 import inference_pb2, tensor_pb2
@@ -75,8 +75,7 @@ class _Text:
     """All stages of one tensor's text."""
 
     def __init__(self, decision: Decision, name: str) -> None:
-        policy, assembled = decision.task.filters.policy, decision.assembled
-        values = assembled.values if assembled is not None else None
+        policy, values = decision.task.filters.policy, values_for(decision, name)
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._policy = None if policy is None else _HeldBack(decision, policy, name)
         self._values = PutBack(values) if values else None

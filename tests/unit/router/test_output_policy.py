@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ LOCAL, REMOTE = context_pb2.PATH_LOCAL, context_pb2.PATH_REMOTE
 MASK = {"output": {"pii": "mask", "secret": "mask", "markup": "mask"}}
 REFUSE = {"output": {"pii": "mask", "secret": "refuse"}}
 KEY_ID = "AKIAIOSFODNN7EXAMPLE"
+REPORT = {
+    "type": "object",
+    "properties": {"grade": {"type": "integer"}, "who": {"type": "string"}},
+    "required": ["grade", "who"],
+    "additionalProperties": False,
+}
 
 
 async def test_what_is_masked_leaves_no_value_and_is_counted() -> None:
@@ -129,12 +136,19 @@ async def test_without_a_policy_an_output_is_left_alone() -> None:
 
 @pytest.mark.parametrize(
     ("rule", "good", "bad"),
-    [({"one_of": ["benign", "malignant"]}, "benign", "Benign?"), ({"max_len": 4}, "four", "fives")],
+    [
+        ({"one_of": ["benign", "malignant"]}, "benign", "Benign?"),
+        ({"max_len": 4}, "four", "fives"),
+        ({"json_schema": REPORT}, '{"grade": 2, "who": "x"}', '{"grade": "two", "who": "x"}'),
+        ({"json_schema": REPORT}, ' {"who": "", "grade": 0}\n', '{"grade": 2, "who": "x"'),
+        ({"json_schema": REPORT}, '{"grade": 2, "who": "y"}', '{"grade": NaN, "who": "x"}'),
+        ({"json_schema": REPORT}, '{"grade": 2, "who": "z"}', "[" * 100_000),
+    ],
 )
 async def test_a_text_that_breaks_its_contract_is_no_answer(
     rule: dict[str, Any], good: str, bad: str
 ) -> None:
-    """A label that is none, a text that is too long: a failed attempt, without the text."""
+    """A label that is none, a text too long, JSON that is none: a failed attempt, without it."""
     outputs = [{"name": "text_output", "datatype": "BYTES", "shape": [-1], **rule}]
     world = Filtered(outputs=outputs)
     world.says = good
@@ -147,7 +161,8 @@ async def test_a_text_that_breaks_its_contract_is_no_answer(
 
 
 @pytest.mark.parametrize(
-    ("datatype", "rule"), [("BYTES", {"min": 0.0}), ("FP32", {"one_of": ["a"]}), ("INT64", {"max_len": 1})]
+    ("datatype", "rule"), [("BYTES", {"min": 0.0}), ("FP32", {"one_of": ["a"]}), ("INT64", {"max_len": 1}),
+                          ("INT64", {"json_schema": {}})]
 )  # fmt: skip
 def test_a_rule_for_another_type_is_refused_at_load(
     tmp_path: Path, datatype: str, rule: dict[str, Any]
@@ -156,6 +171,26 @@ def test_a_rule_for_another_type_is_refused_at_load(
     outputs = [{"name": "text_output", "datatype": datatype, "shape": [-1], **rule}]
     with pytest.raises(FileError, match="are not for"):
         CatalogKeeper(catalog_with(tmp_path, outputs=outputs), 1.0)
+
+
+@pytest.mark.parametrize("schema", [{"type": "text"}, {"$ref": "https://example.net/schema"}])
+def test_a_schema_that_is_none_or_lies_elsewhere_is_refused_at_load(
+    tmp_path: Path, schema: dict[str, Any]
+) -> None:
+    """A mistake in the catalog, not a failure of each answer; nothing is fetched."""
+    outputs = [{"name": "text_output", "datatype": "BYTES", "shape": [-1], "json_schema": schema}]
+    with pytest.raises(FileError, match="is no JSON schema"):
+        CatalogKeeper(catalog_with(tmp_path, outputs=outputs), 1.0)
+
+
+async def test_values_are_put_back_into_json_as_json_writes_them() -> None:
+    """A quotation mark in a redacted value does not end the string that it stands in."""
+    outputs = [{"name": "text_output", "datatype": "BYTES", "shape": [-1], "json_schema": REPORT}]
+    filters = {"patterns": {"nick": '"[a-z]{1,9}"'}, "redact": ["nick"]}
+    world = Filtered(outputs=outputs, filters=filters)
+    world.says = '{"grade": 2, "who": "[NICK_1]"}'
+    whole = said((await world.note('They call him "ace".')).outputs)
+    assert json.loads(whole) == {"grade": 2, "who": '"ace"'}
 
 
 UNSAFE = [
