@@ -50,11 +50,11 @@ class CheckpointFile:
                 raise CheckpointError(f"size {checkpoint.size} after {self.last.size}")
             self.last, self.last_note = checkpoint, note
             whole += len(note.encode()) + 1
-        self._out = files.append_to(NAME)
+        self._out = files.writer(NAME)
+        self._end = whole
         self.cut_bytes = len(data) - whole
         if self.cut_bytes:
-            self._out.truncate(whole)
-            self._out.datasync()
+            self._out.cut(whole)
 
     def append(self, checkpoint: Checkpoint, signers: Sequence[SignerKey]) -> str:
         """Sign, make durable, and return the note. Blocks.
@@ -63,8 +63,9 @@ class CheckpointFile:
             OSError: it is not known to be durable; a failed sync must not be retried.
         """
         note = sign(checkpoint, signers)
-        self._out.write([note.encode(), b"\n"])
-        self._out.datasync()
+        written = note.encode() + b"\n"
+        self._out.write(written, self._end)
+        self._end += len(written)
         if self.last is None:
             self._files.sync_directory()
         self.last, self.last_note = checkpoint, note

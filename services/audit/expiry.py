@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.audit import records
+from services.audit.failures import CorruptLogError
 from services.audit.index import Search
-from services.audit.journal import CorruptLogError
 from services.audit.ledger import Ledger
 from services.audit.retention import Retention, read_retention
 from services.audit.storage import Storage

@@ -1,7 +1,7 @@
 """The few file operations that the journal needs, so that a test can break each of them.
 
-Reads go through `read_at` and `read_all`. Nothing written is safe before `datasync` returned, and
-no name is safe before `sync_directory` returned.
+Reads go through `read_at` and `read_all`. What `Writer.write` returned from is safe; no name is
+safe before `sync_directory` returned.
 """
 
 from __future__ import annotations
@@ -9,25 +9,27 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 
-class Appender(Protocol):
-    """A file open for appending, by one thread at a time."""
+class Writer(Protocol):
+    """A file open for writing, by one thread at a time."""
 
-    def write(self, buffers: Sequence[bytes]) -> None:
-        """Append all the buffers, in order; OSError if not all of them went out."""
+    def reserve(self, size: int) -> None:
+        """Fill up with zeros to `size` bytes, so that what is written there needs no space.
 
-    def datasync(self) -> None:
-        """Return once all that was written is on stable storage; OSError otherwise."""
+        OSError if the zeros are not all there, in whatever part.
+        """
 
-    def truncate(self, size: int) -> None:
-        """Cut the file to `size` bytes; the next write follows there."""
+    def write(self, data: bytes, at: int) -> None:
+        """Return once the data stand at `at` on stable storage; OSError if that is not known."""
+
+    def cut(self, size: int) -> None:
+        """Make the file end at `size` bytes, on stable storage."""
 
     def close(self) -> None:
-        """Close without a sync."""
+        """Close; all that was written is safe already."""
 
 
 class FileSystem(Protocol):
@@ -45,8 +47,8 @@ class FileSystem(Protocol):
     def read_at(self, name: str, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`."""
 
-    def append_to(self, name: str) -> Appender:
-        """Open for appending; made if it isn't there (its name isn't safe yet)."""
+    def writer(self, name: str) -> Writer:
+        """Open for writing; made if it isn't there (its name isn't safe yet)."""
 
     def overwrite(self, name: str, data: bytes) -> None:
         """Replace the contents at offset 0 in place, unsynced; a hint that a crash may lose."""
@@ -64,20 +66,26 @@ class FileSystem(Protocol):
         """Bytes that may still be written."""
 
 
-class _OsAppender:
+class _OsWriter:
+    """Each write is its own sync: one call into the kernel, so one wait for the interpreter."""
+
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_DSYNC | os.O_CLOEXEC
+        self._file = os.open(path, flags, 0o640)
 
-    def write(self, buffers: Sequence[bytes]) -> None:
-        data = memoryview(b"".join(buffers))
-        while data:
-            data = data[os.write(self._file, data) :]
+    def reserve(self, size: int) -> None:
+        end = os.fstat(self._file).st_size
+        if size > end:
+            self.write(bytes(size - end), end)
 
-    def datasync(self) -> None:
-        os.fdatasync(self._file)
+    def write(self, data: bytes, at: int) -> None:
+        written = os.pwrite(self._file, data, at)
+        while written < len(data):  # the disk took a part; the next call says why
+            written += os.pwrite(self._file, memoryview(data)[written:], at + written)
 
-    def truncate(self, size: int) -> None:
+    def cut(self, size: int) -> None:
         os.ftruncate(self._file, size)
+        os.fdatasync(self._file)
 
     def close(self) -> None:
         os.close(self._file)
@@ -145,9 +153,9 @@ class OsFileSystem:
                 self._readers[name] = file
             return os.pread(file, length, offset)
 
-    def append_to(self, name: str) -> Appender:
-        """Open for appending."""
-        return _OsAppender(self.directory / name)
+    def writer(self, name: str) -> Writer:
+        """Open for writing."""
+        return _OsWriter(self.directory / name)
 
     def overwrite(self, name: str, data: bytes) -> None:
         """Write at offset 0, unsynced."""

@@ -3,7 +3,8 @@ r"""The log's file format, read and written. Pure.
 A segment is a header and then batches; a batch is a header and then its records. What one sync
 made durable is one batch, so a batch is there as a whole or, after a crash, not at all; and since
 a batch is only written once the one before it is durable, a batch that follows proves that the one
-before was complete. All integers are little-endian.
+before was complete. The segment that is written to ends in zeros, which batches are written over;
+they are cut off when it is full. All integers are little-endian.
 
     segment header, 20 bytes: "TWPSEG1\n" | first record's index u64 | crc32 of these 16 bytes
     batch header, 24 bytes:   "BAT1" | records u32 | first record's index u64 | body bytes u32
@@ -109,7 +110,7 @@ def read_batches(data: bytes, first_index: int) -> Iterator[tuple[int, list[Reco
     """Yield each batch of a segment as (offset after it, its records).
 
     Args:
-        data: the whole segment.
+        data: the whole segment, with or without the zeros at its end.
         first_index: the index that its first record must have.
 
     Raises:
@@ -121,6 +122,8 @@ def read_batches(data: bytes, first_index: int) -> Iterator[tuple[int, list[Reco
     while at < end:
         head = batch_header(data, at)
         if head is None:
+            if data.count(0, at) == end - at:
+                return
             raise FrameError("no batch header where one must be", index, at)
         count, stated, body = head
         if stated != index:

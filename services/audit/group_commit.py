@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Protocol
 
-from services.audit.journal import JournalError, JournalFailedError, JournalFullError
+from services.audit.failures import JournalError, JournalFailedError, JournalFullError
 from services.audit.merkle import leaf_hash
 
 

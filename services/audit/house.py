@@ -13,7 +13,7 @@ from pathlib import Path
 from services.audit import upkeep
 from services.audit.checkpoint import CheckpointError
 from services.audit.expiry import Expiry
-from services.audit.journal import CorruptLogError
+from services.audit.failures import CorruptLogError
 from services.audit.ledger import Ledger
 from services.audit.reading import Reader
 from services.audit.settings import AuditSettings

@@ -2,11 +2,14 @@
 
 The rules that acknowledgements rest on:
 
-- `append` returns only after one `fdatasync` of the whole batch. A failed sync is never retried
-  (the kernel may have dropped the pages and would report success): the journal is failed for good
-  and the process must exit.
-- A full disk found while writing, before any sync, is undone by cutting the file back; the journal
-  lives on and says so.
+- `append` returns only after the whole batch was written through to the disk, by one call. What
+  fails is never tried again (the kernel may have dropped the pages and would report success): the
+  journal is failed for good and the process must exit.
+- Batches are written over zeros that were put there before, some hundred kilobytes at a time: the
+  file does not grow, so the disk has nothing to note but the data, which takes half as long. A full
+  disk is found when zeros are put; they are cut off again, and the journal lives on and says so.
+- What a start finds in the last segment is written through once more before anybody hears of it:
+  the process before may have been killed between its write and the end of the sync.
 - At start a torn last batch is cut and reported, unless something proves that it had been durable:
   a batch after it, the watermark, or a signed checkpoint. Then, and for damage anywhere else, the
   journal refuses to open and names the record.
@@ -15,69 +18,35 @@ The rules that acknowledgements rest on:
 from __future__ import annotations
 
 import bisect
-import errno
+import contextlib
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from zlib import crc32
 
-from services.audit import frames, sidecar, watermark
-from services.audit.filesystem import Appender, FileSystem
+from services.audit import frames, segments, sidecar, watermark
+from services.audit.failures import CorruptLogError, JournalFailedError, JournalFullError
+from services.audit.filesystem import FileSystem, Writer
 from services.audit.merkle import HASH_SIZE, leaf_hash
+from services.audit.segments import FULL, Hasher, Recovery
 from services.audit.sidecar import Segment
 from services.audit.watermark import WATERMARK
 
 _READERS = 4
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-
-Hasher = Callable[[bytes], bytes]
-
-
-class JournalError(Exception):
-    """Base of what the journal reports."""
-
-
-class CorruptLogError(JournalError):
-    """Something that was durable is damaged or gone; `index` names the first such record."""
-
-    def __init__(self, index: int, detail: str) -> None:
-        super().__init__(f"record {index}: {detail}")
-        self.index = index
-
-
-class JournalFailedError(JournalError):
-    """Writing failed in a way that leaves durability unknown. Acknowledge nothing more; exit."""
-
-
-class JournalFullError(JournalError):
-    """The disk is full. Nothing of the batch was kept; a later append may succeed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recovery:
-    """What opening found.
-
-    Attributes:
-        size: records in the log.
-        cut_bytes: bytes of a torn last batch that were cut; 0 after an orderly end.
-        cut_segment: the segment they were cut from, or "".
-        rebuilt: names of side files that were made anew.
-    """
-
-    size: int
-    cut_bytes: int = 0
-    cut_segment: str = ""
-    rebuilt: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When a new segment starts. A segment stays below 4 GiB (offsets are 32 bits)."""
+    """When a new segment starts, and how many zeros are put at its end at a time.
+
+    A segment stays below 4 GiB (offsets are 32 bits).
+    """
 
     segment_records: int = 16_384
     segment_bytes: int = 256 * 1024 * 1024
+    reserved_bytes: int = 256 * 1024
 
 
 class Journal:
@@ -86,7 +55,7 @@ class Journal:
     def __init__(
         self,
         files: FileSystem,
-        segments: list[Segment],
+        found: list[Segment],
         limits: Limits,
         hasher: Hasher,
         *,
@@ -96,14 +65,15 @@ class Journal:
         self._files = files
         self._hasher = hasher
         self._watermark = watermark
-        self._segments = segments
-        self._starts = [segment.first_index for segment in segments]
+        self._segments = found
+        self._starts = [segment.first_index for segment in found]
         self._limits = limits
-        self._out: Appender | None = None
+        self._out: Writer | None = None
+        self._room = 0  # where the zeros at the end of the file that is written to stop
         self._failed: JournalFailedError | None = None
         self._rolling = False
         self._blanking = threading.Lock()
-        self._size = segments[-1].next_index if segments else 0
+        self._size = found[-1].next_index if found else 0
 
     @staticmethod
     def open(
@@ -132,7 +102,7 @@ class Journal:
             OSError: the directory can't be read or written.
         """
         durable = max(durable_size, _read_watermark(files))
-        segments: list[Segment] = []
+        found: list[Segment] = []
         rebuilt: list[str] = []
         cut = Recovery(0)
         names = frames.segment_names(files.names())
@@ -141,27 +111,26 @@ class Journal:
             sealed = dict(
                 zip(
                     names[:-1],
-                    pool.map(partial(_load_sealed, files, check=check_sealed), names[:-1]),
+                    pool.map(partial(segments.load_sealed, files, check=check_sealed), names[:-1]),
                     strict=True,
                 )
             )
         for name in names:
-            expected = segments[-1].next_index if segments else 0
+            expected = found[-1].next_index if found else 0
             if frames.first_index_of(name) != expected:
                 raise CorruptLogError(expected, f"its segment is missing before {name}")
             if name != names[-1]:
                 segment = sealed[name]
                 if segment is None:
-                    segment = _scan_sealed(files, name, hasher)
-                    files.replace(sidecar.side_name(name), sidecar.encode(segment))
+                    segment = segments.scan_sealed(files, name, hasher)
                     rebuilt.append(sidecar.side_name(name))
             else:
-                segment, cut = _scan_last(files, name, durable, hasher)
-            segments.append(segment)
-        size = segments[-1].next_index if segments else 0
+                segment, cut = segments.scan_last(files, name, durable, hasher)
+            found.append(segment)
+        size = found[-1].next_index if found else 0
         if size < durable:
             raise CorruptLogError(size, f"missing, though {durable} records were durable")
-        journal = Journal(files, segments, limits or Limits(), hasher, watermark=watermark)
+        journal = Journal(files, found, limits or Limits(), hasher, watermark=watermark)
         return journal, Recovery(size, cut.cut_bytes, cut.cut_segment, tuple(rebuilt))
 
     @property
@@ -185,7 +154,7 @@ class Journal:
                 segment = self._segments[number]
                 data = self._files.read_all(segment.name)
             if len(data) != segment.size or crc32(data) != segment.crc:
-                for _ in _checked_batches(data, segment):
+                for _ in segments.checked_batches(data, segment):
                     pass
                 raise CorruptLogError(segment.first_index, f"{segment.name} was changed")
             yield
@@ -221,8 +190,8 @@ class Journal:
         data = b"".join(buffers)
         try:
             segment, out = self._current(len(data), len(leaves))
-            self._write(out, segment, data)
-            out.datasync()
+            self._make_room(out, segment, len(data))
+            out.write(data, segment.size)
         except JournalFullError:
             raise
         except OSError as error:
@@ -287,7 +256,7 @@ class Journal:
             if old is self._segments[-1]:
                 raise ValueError(f"{old.name} is still written to")
             data = self._files.read_all(old.name)[: old.size]
-            new, replaced = _blanked(data, old, gone, self._hasher)
+            new, replaced = segments.blanked(data, old, gone, self._hasher)
             with self._blanking:
                 self._files.replace(new.name, replaced)
                 self._segments[number] = new
@@ -314,18 +283,21 @@ class Journal:
             if segment.next_index <= start:
                 continue
             data = self._files.read_all(segment.name)[: segment.size]
-            for _, records in _checked_batches(data, segment):
+            for _, records in segments.checked_batches(data, segment):
                 for record in records:
                     if start <= record.index < end:
                         yield record.index, record.leaf
 
     def close(self) -> None:
         """Close the file that is written to. All that was acknowledged is durable already."""
-        if self._out is not None:
-            self._out.close()
-            self._out = None
+        out, self._out = self._out, None
+        if out is not None:
+            if self._failed is None:
+                with contextlib.suppress(OSError):  # the next start would cut it as well
+                    out.cut(self._segments[-1].size)
+            out.close()
 
-    def _current(self, size: int, count: int) -> tuple[Segment, Appender]:
+    def _current(self, size: int, count: int) -> tuple[Segment, Writer]:
         """Return the segment to write to, a new one if the present one is full."""
         segment = self._segments[-1] if self._segments else None
         full = (
@@ -338,18 +310,26 @@ class Journal:
             )
         )
         if segment is None or full:
-            if self._out is not None:
-                self._out.close()
-                self._out = None
+            if segment is not None:
+                self._finish(segment)
             self._rolling = False
-            sealed, segment = segment, _start_segment(self._files, self._size)
+            sealed, segment = segment, segments.start_segment(self._files, self._size)
             if sealed is not None:
                 self._seal(sealed)
             self._segments.append(segment)
             self._starts.append(segment.first_index)
         if self._out is None:
-            self._out = self._files.append_to(segment.name)
+            self._out = self._files.writer(segment.name)
+            self._room = self._files.size(segment.name)
         return segment, self._out
+
+    def _finish(self, segment: Segment) -> None:
+        """Cut the zeros off that are left; nothing is written to this segment any more."""
+        out, self._out = self._out or self._files.writer(segment.name), None
+        try:
+            out.cut(segment.size)
+        finally:
+            out.close()
 
     def _seal(self, segment: Segment) -> None:
         """Write the side file; a start without it is slower, and no worse."""
@@ -358,14 +338,22 @@ class Journal:
         except OSError:
             return
 
-    def _write(self, out: Appender, segment: Segment, data: bytes) -> None:
+    def _make_room(self, out: Writer, segment: Segment, size: int) -> None:
+        """See to it that a batch of this size is written over zeros."""
+        end = segment.size + size
+        if end <= self._room:
+            return
+        step = self._limits.reserved_bytes
+        room = -(-end // step) * step
         try:
-            out.write([data])
+            out.reserve(room)
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in FULL:
                 raise
-            out.truncate(segment.size)
+            out.cut(segment.size)
+            self._room = segment.size
             raise JournalFullError(f"the log's disk is full: {error}") from error
+        self._room = room
 
     def _mark(self) -> None:
         """Leave the hint that all up to here was durable. Unsynced, so it costs next to nothing."""
@@ -380,121 +368,3 @@ def _read_watermark(files: FileSystem) -> int:
         return watermark.decode(files.read_all(WATERMARK))
     except FileNotFoundError:
         return 0
-
-
-def _start_segment(files: FileSystem, first_index: int) -> Segment:
-    """Make a segment whose name and header are durable."""
-    name = frames.segment_name(first_index)
-    header = frames.segment_header(first_index)
-    out = files.append_to(name)
-    try:
-        try:
-            out.truncate(0)
-            out.write([header])
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            files.remove(name)
-            raise JournalFullError(f"the log's disk is full: {error}") from error
-        out.datasync()
-        files.sync_directory()
-    finally:
-        out.close()
-    return Segment(name, first_index, size=len(header), crc=crc32(header))
-
-
-def _load_sealed(files: FileSystem, name: str, *, check: bool) -> Segment | None:
-    """Read a sealed segment's side file; None if the segment must be scanned instead."""
-    try:
-        side = files.read_all(sidecar.side_name(name))
-    except FileNotFoundError:
-        return None
-    segment = sidecar.decode(name, frames.first_index_of(name), side)
-    if segment is None or files.size(name) != segment.size:
-        return None
-    if not check:
-        return segment
-    return segment if crc32(files.read_all(name)) == segment.crc else None
-
-
-def _blank(name: str, data: bytes) -> Segment:
-    header = data[: frames.SEGMENT_HEADER.size]
-    return Segment(name, frames.first_index_of(name), size=len(header), crc=crc32(header))
-
-
-def _scan_sealed(files: FileSystem, name: str, hasher: Hasher) -> Segment:
-    data = files.read_all(name)
-    segment = _blank(name, data)
-    for stop, records in _checked_batches(data, segment):
-        _take(segment, data, stop, records, hasher)
-    return segment
-
-
-def _scan_last(
-    files: FileSystem, name: str, durable: int, hasher: Hasher
-) -> tuple[Segment, Recovery]:
-    """Scan the last segment, and cut what a crash left behind after the last whole batch."""
-    data = files.read_all(name)
-    segment = _blank(name, data)
-    try:
-        for stop, records in frames.read_batches(data, segment.first_index):
-            _take(segment, data, stop, records, hasher)
-    except frames.FrameError as error:
-        later = frames.later_batch(data, error.offset, segment.next_index)
-        if later is not None:
-            raise CorruptLogError(
-                error.index, f"{error}, in {name}; records from {later} on follow it"
-            ) from error
-        if durable > segment.next_index:
-            raise CorruptLogError(
-                error.index, f"{error}, in {name}; {durable} records were durable"
-            ) from error
-        if error.offset == 0:  # the header itself: nothing of this segment was ever durable
-            return _start_segment(files, segment.first_index), Recovery(0, len(data), name)
-        out = files.append_to(name)
-        try:
-            out.truncate(error.offset)
-            out.datasync()
-        finally:
-            out.close()
-        return segment, Recovery(0, len(data) - error.offset, name)
-    return segment, Recovery(0)
-
-
-def _blanked(
-    data: bytes, old: Segment, gone: Collection[int], hasher: Hasher
-) -> tuple[Segment, bytes]:
-    """Return a segment with some of its records empty, and its bytes."""
-    header = frames.segment_header(old.first_index)
-    new = Segment(old.name, old.first_index, hashes=bytearray(old.hashes), size=len(header))
-    parts = [header]
-    for _, batch in _checked_batches(data, old):
-        leaves = [b"" if record.index in gone else record.leaf for record in batch]
-        buffers, offsets = frames.batch(batch[0].index, leaves)
-        new.offsets.extend([new.size + offset for offset in offsets])
-        parts.extend(buffers)
-        new.size += sum(map(len, buffers))
-    empty = hasher(b"")
-    for index in gone:
-        at = (index - old.first_index) * HASH_SIZE
-        new.hashes[at : at + HASH_SIZE] = empty
-    written = b"".join(parts)
-    new.crc = crc32(written)
-    return new, written
-
-
-def _take(
-    segment: Segment, data: bytes, stop: int, records: list[frames.Record], hasher: Hasher
-) -> None:
-    """Add a batch that was read to what is known of the segment."""
-    segment.offsets.extend([record.offset for record in records])
-    segment.hashes += b"".join([hasher(record.leaf) for record in records])
-    segment.crc = crc32(data[segment.size : stop], segment.crc)
-    segment.size = stop
-
-
-def _checked_batches(data: bytes, segment: Segment) -> Iterator[tuple[int, list[frames.Record]]]:
-    try:
-        yield from frames.read_batches(data, segment.first_index)
-    except frames.FrameError as error:
-        raise CorruptLogError(error.index, f"{error}, in {segment.name}") from error

@@ -13,8 +13,8 @@ from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
 from services.audit import metrics, records
+from services.audit.failures import JournalFailedError, JournalFullError
 from services.audit.group_commit import GroupCommit, QueueFullError
-from services.audit.journal import JournalFailedError, JournalFullError
 from services.audit.live_index import LiveIndex
 from services.audit.records import Sealed
 from services.audit.settings import AuditSettings

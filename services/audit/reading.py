@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from services.audit import copies, metrics, records
 from services.audit.checkpoint import Checkpoint
+from services.audit.failures import CorruptLogError, JournalFailedError
 from services.audit.index import Search
-from services.audit.journal import CorruptLogError, JournalFailedError
 from services.audit.keystore import PayloadError
 from services.audit.ledger import Ledger
 from services.chassis.errors import (

@@ -15,13 +15,15 @@ from pathlib import Path
 
 from services.audit import records, tree_file
 from services.audit.checkpoint_file import CheckpointFile
+from services.audit.failures import CorruptLogError
 from services.audit.filesystem import OsFileSystem
 from services.audit.index import Index, Row, Search
-from services.audit.journal import CorruptLogError, Journal, Limits, Recovery
+from services.audit.journal import Journal, Limits
 from services.audit.keystore import KeyStore
 from services.audit.merkle import HASH_SIZE, Tree
 from services.audit.seen import Seen
 from services.audit.seen import decode as decode_seen
+from services.audit.segments import Recovery
 from services.audit.settings import AuditSettings
 from services.audit.signing import Keyring, read_keyring
 from twinpath.audit.v1 import record_pb2

@@ -9,8 +9,8 @@ import uuid
 from pathlib import Path
 
 from services.audit import copies, metrics, records
+from services.audit.failures import CorruptLogError
 from services.audit.index import Search
-from services.audit.journal import CorruptLogError
 from services.audit.keystore import ErasureIncompleteError
 from services.audit.ledger import Ledger
 from services.audit.reading import Reader

@@ -126,7 +126,11 @@ def verify_log(
         except CheckpointError as error:
             report.breaks.append(Break(0, f"the checkpoint from elsewhere: {error}"))
             continue
-        _check_root(checkpoint, 0, report, "the checkpoint from elsewhere")
+        known = report.last.size if report.last else 0
+        if _check_root(checkpoint, 0, report, "the checkpoint from elsewhere") and (
+            checkpoint.size > known  # it was durable here before anybody saw it
+        ):
+            report.breaks.append(Break(known, "the file of checkpoints lacks one from elsewhere"))
     return report
 
 

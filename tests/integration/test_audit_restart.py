@@ -119,23 +119,28 @@ async def test_a_full_disk_refuses_each_record_and_goes_on_when_there_is_room(
 ):
     """RESOURCE_EXHAUSTED while nothing fits; nothing half is left behind, and then it works."""
     room = [True]
-    write = filesystem._OsAppender.write
+    reserve = filesystem._OsWriter.reserve
 
-    def full(self, buffers) -> None:
+    def full(self, size) -> None:
         if not room[0]:
             raise OSError(errno.ENOSPC, "no space left on device")
-        write(self, buffers)
+        reserve(self, size)
 
-    monkeypatch.setattr(filesystem._OsAppender, "write", full)
+    def large(decision: str) -> audit_pb2.Entry:
+        made = entry(decision)
+        made.payload.reply = bytes(300_000)  # more than what is reserved
+        return made
+
+    monkeypatch.setattr(filesystem._OsWriter, "reserve", full)
     async with service(tmp_path) as calls:
         assert (await calls.append(entry("before")))[0].status.code == 0
         room[0] = False
         for n in range(3):
-            error = from_status((await calls.append(entry(f"d{n}")))[0].status)
+            error = from_status((await calls.append(large(f"d{n}")))[0].status)
             assert isinstance(error, ResourceExhaustedError)
             assert error.reason == "LOG_DISK_FULL"
         room[0] = True
-        (result,) = await calls.append(entry("d0"))
+        (result,) = await calls.append(large("d0"))
         assert (result.status.code, result.leaf_index) == (0, 1)
     report = verify_directory(tmp_path / "audit" / "log", vkeys(tmp_path))
     assert report.ok, report.breaks

@@ -30,6 +30,7 @@ def build_log(records: int = 50) -> SimFileSystem:
         tree.append(leaf_hash(leaf))
         if n % 7 == 6 or n == records - 1:
             points.append(Checkpoint(ORIGIN, tree.size, tree.root()), [SIGNER])
+    journal.close()
     return files
 
 
@@ -57,6 +58,7 @@ def forged(files: SimFileSystem, leaves: list[bytes]) -> SimFileSystem:
     journal, _ = Journal.open(copy, limits=LIMITS)
     for leaf in leaves:
         journal.append([leaf])
+    journal.close()
     return copy
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 SECTOR = 512
 
@@ -24,6 +24,18 @@ class SimFile:
         self.seen = bytearray()
         self.platter = bytearray()
         self.pending: list[tuple[int, bytes] | int] = []  # a write at an offset, or a cut to a size
+
+    def write_through(self, data: bytes, at: int) -> None:
+        """Put the data on the platter, and nothing else that is pending but cuts."""
+        for cut in [operation for operation in self.pending if isinstance(operation, int)]:
+            del self.platter[cut:]
+        self.pending = [
+            piece
+            for operation in self.pending
+            if not isinstance(operation, int)
+            for piece in _around(operation, at, at + len(data))
+        ]
+        _put(self.platter, at, data)
 
 
 class SimFileSystem:
@@ -68,9 +80,9 @@ class SimFileSystem:
     def read_at(self, name: str, offset: int, length: int) -> bytes:
         return bytes(self.files[name].seen[offset : offset + length])
 
-    def append_to(self, name: str) -> SimAppender:
+    def writer(self, name: str) -> SimWriter:
         self.before("open")
-        return SimAppender(self, self.files.setdefault(name, SimFile()))
+        return SimWriter(self, self.files.setdefault(name, SimFile()))
 
     def overwrite(self, name: str, data: bytes) -> None:
         self.before("overwrite")
@@ -103,35 +115,66 @@ class SimFileSystem:
         return self.free
 
 
-class SimAppender:
+class SimWriter:
+    """A write through to the platter takes along just what it wrote, as O_DSYNC does."""
+
     def __init__(self, system: SimFileSystem, file: SimFile) -> None:
         self.system, self.file = system, file
 
-    def write(self, buffers: Sequence[bytes]) -> None:
-        data = b"".join(buffers)
+    def reserve(self, size: int) -> None:
+        self._put("reserve", bytes(max(size - len(self.file.seen), 0)), len(self.file.seen))
+
+    def write(self, data: bytes, at: int) -> None:
+        self._put("write", data, at)
+
+    def _put(self, operation: str, data: bytes, at: int) -> None:
         try:
-            self.system.before("write")
+            self.system.before(operation)
         except (OSError, Crash):
-            self._put(data[: len(data) // 2])  # an interrupted write leaves a part behind
+            self._cache(data[: len(data) // 2], at)  # an interrupted write leaves a part behind
             raise
-        self._put(data)
+        self._cache(data, at)
+        self._sync(operation)
+        self.file.write_through(data, at)
 
-    def _put(self, data: bytes) -> None:
-        self.file.pending.append((len(self.file.seen), data))
-        self.file.seen += data
+    def _cache(self, data: bytes, at: int) -> None:
+        self.file.pending.append((at, data))
+        self.file.seen[at : at + len(data)] = data
 
-    def datasync(self) -> None:
-        self.system.before("datasync")
-        self.file.platter = bytearray(self.file.seen)
-        self.file.pending.clear()
+    def _sync(self, operation: str) -> None:
+        try:
+            self.system.before(f"{operation}.sync")
+        except OSError:
+            self.file.pending.pop()  # the kernel has tried, and forgets that it is not written
+            raise
 
-    def truncate(self, size: int) -> None:
-        self.system.before("truncate")
+    def cut(self, size: int) -> None:
+        self.system.before("cut")
         del self.file.seen[size:]
         self.file.pending.append(size)
+        self._sync("cut")
+        for operation in self.file.pending:
+            if isinstance(operation, int):
+                del self.file.platter[operation:]
+            else:
+                _put(self.file.platter, *operation)
+        self.file.pending.clear()
 
     def close(self) -> None:
         pass
+
+
+def _put(platter: bytearray, at: int, data: bytes) -> None:
+    platter.extend(bytes(max(at - len(platter), 0)))
+    platter[at : at + len(data)] = data
+
+
+def _around(write: tuple[int, bytes], start: int, stop: int) -> list[tuple[int, bytes]]:
+    """Return what is left of a write before `start` and from `stop` on."""
+    at, data = write
+    before, after = data[: max(start - at, 0)], data[max(stop - at, 0) :]
+    pieces = [(at, before), (at + len(data) - len(after), after)]
+    return [piece for piece in pieces if piece[1]]
 
 
 def _settle(file: SimFile, chance: random.Random) -> bytearray:
@@ -154,9 +197,7 @@ def _settle(file: SimFile, chance: random.Random) -> bytearray:
     kept = pieces[: chance.randint(0, len(pieces))]
     for offset, data in kept:
         torn = data[: chance.randint(0, len(data))] if chance.random() < 0.2 else data
-        if len(platter) < offset:
-            platter += bytes(offset - len(platter))
-        platter[offset : offset + len(torn)] = torn
+        _put(platter, offset, torn)
     return platter
 
 

@@ -9,7 +9,8 @@ import threading
 import pytest
 
 from services.audit import group_commit as gc
-from services.audit.journal import Journal, JournalFailedError, JournalFullError
+from services.audit.failures import JournalFailedError, JournalFullError
+from services.audit.journal import Journal
 from tests.unit.audit.crashes import LIMITS
 from tests.unit.audit.simfs import SimFileSystem, fail_with
 
@@ -154,7 +155,7 @@ async def one_faulty_run(seed: int) -> int:
         nonlocal countdown, failed_sync
         countdown -= 1
         if countdown == 0:
-            failed_sync = operation == "datasync"
+            failed_sync = operation in {"write", "write.sync", "cut.sync"}
             raise fail_with(chance.choice((5, 28)))
 
     files.before = before

@@ -8,8 +8,9 @@ import threading
 
 import pytest
 
+from services.audit.failures import CorruptLogError
 from services.audit.filesystem import OsFileSystem
-from services.audit.journal import CorruptLogError, Journal
+from services.audit.journal import Journal
 from services.audit.keystore import KeyStore
 from services.audit.retention import DAY_US, Retention, read_retention
 from services.audit.storage import payload_digest

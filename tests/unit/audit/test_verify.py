@@ -92,6 +92,17 @@ def test_an_unsigned_tail_is_counted():
     assert report.unsigned == 1
 
 
+def test_a_checkpoint_that_was_taken_back_is_found():
+    """The records are all there; the log's own file lacks a checkpoint that somebody was given."""
+    log = mu.build_log()
+    given = last_note(log)
+    notes = bytes(log.files[NAME].seen).decode()
+    log.files[NAME].seen = bytearray(notes[: notes.rfind(mu.ORIGIN + "\n50\n")].encode())
+    report = verify.verify_log(log, KEYS, witnessed=[given])
+    assert report.first is not None
+    assert report.first.index == 49
+
+
 def test_a_stranger_can_not_vouch():
     """Checkpoints by a key that isn't trusted prove nothing."""
     other = type(mu.SIGNER).from_seed(mu.ORIGIN, b"\x08" * 32)
