@@ -42,6 +42,7 @@ _MARGIN_S = 0.025
 _MARGIN_SHARE = 0.1
 _NEVER_ROUND_UP = 1e9
 _FILTERED = inference_pb2.FINISH_REASON_CONTENT_FILTER
+_NOTHING_SAID: Mapping[str, str] = {}
 
 
 class HttpVendor:
@@ -202,6 +203,7 @@ class HttpVendor:
         tracing.asking(body, url)
         tracing.asking_model(self._gen_ai, ask.model.on_wire, self.longest_answer(ask.model))
         _METERING.set(metering)
+        status, said = 0, _NOTHING_SAID
         try:
             async with self._session.request(
                 body.method,
@@ -211,7 +213,8 @@ class HttpVendor:
                 timeout=self._timeout(ask.time_left_s),
                 allow_redirects=False,
             ) as response:
-                tracing.answered(response.status)
+                status, said = response.status, response.headers
+                tracing.answered(status)
                 self._pace.heard(ask.model, response.status, response.headers)
                 if response.status == 200:
                     yield response
@@ -225,6 +228,9 @@ class HttpVendor:
                 metering.bytes_out = len(body.content)
                 metering.wire_digest = hashlib.sha256(body.content).digest()
                 metering.renderer_version = body.renderer
+                # Timed out, cut, or nobody waits any more: the vendor may bill it all the same.
+                if status in (0, 200) and not metering.HasField("cost"):
+                    self._bill(ask.model, said, metering, None, len(body.content))
 
     async def _refused(
         self, ask: Ask, response: aiohttp.ClientResponse, metering: inference_pb2.Metering

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import grpc.aio
 import pytest
+from prometheus_client import REGISTRY, generate_latest
 
 from services.chassis import errors
 from services.chassis.errors import from_status
@@ -142,6 +143,31 @@ async def test_nothing_that_is_no_whole_answer_passes_for_one(
     assert reason_of(result) == reason
     assert not result.outputs
     assert result.metering.sent
+    # It may be billed all the same, and the vendor's own report did not come.
+    assert result.metering.cost.nanos > 0
+    assert result.metering.cost.basis == decision_pb2.COST_BASIS_ESTIMATED
+
+
+@every_case
+async def test_a_call_that_its_caller_gives_up_is_metered(case: Case, keys, tmp_path) -> None:
+    """As a hedge that lost is: nobody hears the answer, and what was sent may be billed."""
+    labels = {"provider": "standin", "model": case.model}
+    name, by_basis = "twinpath_remote_cost_nanos_usd_total", {"basis": "estimated"}
+
+    def spent() -> float:
+        return REGISTRY.get_sample_value(name, labels | by_basis) or 0.0
+
+    before = spent()
+    async with served(case, keys, tmp_path) as remote:
+        await remote.faults({"fault": "hang"})
+        request = inference_pb2.InferRequest(items=[item_of(case, keys)])
+        call = remote.stub.Infer(request, timeout=30)
+        async with asyncio.timeout(10):
+            while not remote.posts:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+            call.cancel()
+            while spent() == before:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
 
 
 @every_case
@@ -149,7 +175,9 @@ async def test_a_silent_vendor_is_noticed_before_the_time_is_up(case: Case, keys
     """No byte for so long is a reason of its own."""
     async with served(case, keys, tmp_path, extra="silence_timeout_s: 0.1") as remote:
         await remote.faults({"fault": "hang"})
-        assert reason_of(await ask(case, remote)) == "VENDOR_SILENT"
+        result = await ask(case, remote)
+    assert reason_of(result) == "VENDOR_SILENT"
+    assert result.metering.cost.basis == decision_pb2.COST_BASIS_ESTIMATED
 
 
 @every_case
@@ -377,8 +405,6 @@ async def test_our_token_is_in_no_log_no_answer_and_no_metric(
     case: Case, keys, tmp_path, caplog
 ) -> None:
     """Planted, and searched for in all that comes out, on good ways and bad ones."""
-    from prometheus_client import REGISTRY, generate_latest
-
     caplog.set_level("DEBUG")
     async with served(case, keys, tmp_path) as remote:
         results = [await ask(case, remote)]

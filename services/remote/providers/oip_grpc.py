@@ -52,6 +52,14 @@ _FAILURES: dict[grpc.StatusCode, failures.Failure] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: failures.TIMEOUT,
     grpc.StatusCode.CANCELLED: failures.LOST,
 }
+# These may be gRPC's own: nothing tells whether the server did its work, so it may bill it.
+UNTOLD = frozenset(
+    {
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.UNAVAILABLE,
+    }
+)
 
 
 class ModelOptions(Options):
@@ -132,7 +140,12 @@ class OipGrpc:
             )
         except grpc.aio.AioRpcError as error:
             tracing.answered_grpc(error.code().value[0])
+            if error.code() in UNTOLD:
+                self._bill(ask.model, metering)
             raise self._of(error) from None
+        except asyncio.CancelledError:
+            self._bill(ask.model, metering)
+            raise
         tracing.answered_grpc(0)
         metering.bytes_in = len(reply)
         self._bill(ask.model, metering)
