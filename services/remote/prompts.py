@@ -1,8 +1,9 @@
 """Asking a language model: the model input as a text, and its answer as tensors. Pure.
 
-`text` tasks have one BYTES input and one BYTES output of one element. `tabular` tasks have numbers:
-a versioned template writes them as lines, and the answer is forced to a JSON schema made of the
-output tensors. Any change of what a template writes is a new template.
+`text` tasks have one BYTES input and one BYTES output of one element, which may be forced to a
+JSON schema of the catalog's. `tabular` tasks have numbers: a versioned template writes them as
+lines, and the answer is forced to a JSON schema made of the output tensors. Any change of what a
+template writes is a new template.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class PromptOptions(Options):
         columns: For each input tensor of a tabular task, the names of its elements, in order.
         max_tokens: Tokens of the answer at most.
         temperature: Of the sampling; absent: the vendor's default.
+        answer_schema: The JSON schema that a text task's answer is forced to, of an object; absent:
+            it is free. Vendors know parts of JSON Schema only; the task's own `json_schema` judges.
     """
 
     task: Literal["text", "tabular"] = "text"
@@ -49,12 +52,23 @@ class PromptOptions(Options):
     columns: dict[str, list[str]] = Field(default_factory=dict)
     max_tokens: int = Field(default=1024, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
+    answer_schema: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if (self.task == "tabular") != bool(self.columns):
             raise ValueError("columns belong to tabular tasks, and only to them")
+        if self.answer_schema is not None:
+            if self.task != "text":
+                raise ValueError("answer_schema belongs to text tasks: a table's is made of it")
+            if self.answer_schema.get("type") != "object":
+                raise ValueError("answer_schema must be of type object")
         return self
+
+    @property
+    def free(self) -> bool:
+        """Whether the answer is a text of any form; else it is a JSON object, of no use in part."""
+        return self.task == "text" and self.answer_schema is None
 
     def renderer(self, protocol: str) -> str:
         """Return the version of what writes a body by these options."""
@@ -127,6 +141,11 @@ def sampled(ask: Ask, options: P) -> P:
                 "TENSOR_MISMATCH", f"{fault[0]}: {fault[1]}", violations=[fault]
             ) from None
     return options
+
+
+def form(model: Model, options: PromptOptions) -> dict[str, Any] | None:
+    """Return the JSON schema that an answer is forced to; None: it is free."""
+    return schema(model) if options.task == "tabular" else options.answer_schema
 
 
 def schema(model: Model) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A new provider is a case here, and the whole of test_providers_contract.py runs 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,21 @@ TEXT_MODEL = """
     outputs: [{{name: text_output, datatype: BYTES, shape: [1, 1]}}]
     price: {price}
     options: {{instructions: Be brief., max_tokens: {max_tokens}}}
+"""
+FORM_MODEL = """
+  - name: clerk
+    version: standin-chat-2026-01-01
+    wire_name: standin-chat
+    inputs: [{{name: text_input, datatype: BYTES, shape: [1, 1]}}]
+    outputs: [{{name: text_output, datatype: BYTES, shape: [1, 1]}}]
+    price: {price}
+    options:
+      max_tokens: {max_tokens}
+      answer_schema:
+        type: object
+        properties: {{mood: {{type: string}}, grade: {{type: integer}}}}
+        required: [mood, grade]
+        additionalProperties: false
 """
 TABLE_MODEL = """
   - name: judge
@@ -179,6 +195,10 @@ def _said(outputs: Sequence[tensor_pb2.Tensor]) -> None:
     assert text_of(outputs) == f"You said: {QUESTION}"
 
 
+def _filled_in(outputs: Sequence[tensor_pb2.Tensor]) -> None:
+    assert json.loads(text_of(outputs)) == {"mood": "0.0", "grade": 0}
+
+
 def _judged(outputs: Sequence[tensor_pb2.Tensor]) -> None:
     found = {tensor.name: tensors.to_numpy(tensor) for tensor in outputs}
     assert found["progression"].tolist() == [
@@ -217,6 +237,9 @@ _OPENAI = {"refusal": _OPENAI_REFUSAL, "quota": _OPENAI_QUOTA}
 _TEXT: dict[str, Any] = _LLM | {
     "model": "writer", "model_yaml": TEXT_MODEL, "given": TEXT, "expected": _said, "streams": True,
 }  # fmt: skip
+_FORM: dict[str, Any] = _LLM | {
+    "model": "clerk", "model_yaml": FORM_MODEL, "given": TEXT, "expected": _filled_in,
+}  # fmt: skip
 _TABLE: dict[str, Any] = _LLM | {
     "model": "judge", "model_yaml": TABLE_MODEL, "given": TABLE, "expected": _judged,
 }  # fmt: skip
@@ -230,11 +253,13 @@ CASES = [
         "openai-chat as Azure has it", "openai-chat", renderer="openai-chat/1", **_TEXT, **_OPENAI,
         extra='auth: {header: api-key, scheme: ""}\nquery: {api-version: "2026-01-01"}',
     ),
+    Case("openai-chat form", "openai-chat", renderer="openai-chat/1", **_FORM, **_OPENAI),
     Case("openai-responses text", "openai-responses", renderer="openai-responses/1", **_TEXT, **_OPENAI),
     Case(
         "openai-responses table", "openai-responses", renderer="openai-responses/1+tabular/1",
         **_TABLE, **_OPENAI,
     ),
+    Case("openai-responses form", "openai-responses", renderer="openai-responses/1", **_FORM, **_OPENAI),
     Case(
         "openai-embeddings", "openai-embeddings", "embedder", "standin-embed-1", EMBED_MODEL, PAIR,
         _embedded, "openai-embeddings/1", quota=_OPENAI_QUOTA,
@@ -246,6 +271,7 @@ CASES = [
     Case(
         "anthropic table", "anthropic-messages", renderer="anthropic-messages/1+tabular/1", **_TABLE
     ),
+    Case("anthropic form", "anthropic-messages", renderer="anthropic-messages/1", **_FORM),
     Case(
         "anthropic as its SDK of late 2026 has it", "anthropic-messages",
         renderer="anthropic-messages/1", **_TEXT,

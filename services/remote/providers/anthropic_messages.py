@@ -1,6 +1,6 @@
 """Anthropic's messages. The base URL ends with `/v1`.
 
-A tabular task is forced to its schema by a tool that the model must use.
+A task with a schema is forced to it by a tool that the model must use.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from services.remote.catalog_access import Auth
 from services.remote.prompts import (
     SCHEMA_NAME,
     PromptOptions,
+    form,
     object_outputs,
     question,
     sampled,
-    schema,
     text_output,
 )
 from services.remote.prompts import check as check_prompt
@@ -88,7 +88,7 @@ class Dialect:
 
     def streams(self, model: Model) -> bool:
         """Text streams; a JSON object is of no use in part."""
-        return ModelOptions.of(model).task == "text"
+        return ModelOptions.of(model).free
 
     def longest_answer(self, model: Model) -> int:
         """The limit that the vendor is told."""
@@ -106,11 +106,12 @@ class Dialect:
             document["system"] = options.instructions
         if options.temperature is not None:
             document["temperature"] = options.temperature
-        if options.task == "tabular":
+        forced = form(ask.model, options)
+        if forced is not None:
             tool = {
                 "name": SCHEMA_NAME,
                 "description": "Give the answer.",
-                "input_schema": schema(ask.model),
+                "input_schema": forced,
             }
             document["tools"] = [tool]
             document["tool_choice"] = {"type": "tool", "name": SCHEMA_NAME}
@@ -127,7 +128,8 @@ class Dialect:
         if finish == _FILTERED:
             return Parsed((), version, finish, usage)
         blocks = dig(document, "content", kind=list)
-        if ModelOptions.of(ask.model).task == "text":
+        options = ModelOptions.of(ask.model)
+        if options.free:
             texts = [dig(b, "text", kind=str) for b in blocks if dig(b, "type", kind=str) == "text"]
             return Parsed(text_output(ask.model, "".join(texts)), version, finish, usage)
         if finish == _LENGTH:
@@ -135,8 +137,10 @@ class Dialect:
         given = [b for b in blocks if dig(b, "type", kind=str) == "tool_use"]
         if len(given) != 1 or given[0].get("name") != SCHEMA_NAME:
             raise AnswerError("schema")
-        answer = object_outputs(ask.model, dig(given[0], "input", kind=dict))
-        return Parsed(answer, version, finish, usage)
+        said = dig(given[0], "input", kind=dict)
+        if options.task == "text":
+            return Parsed(text_output(ask.model, dump(said).decode()), version, finish, usage)
+        return Parsed(object_outputs(ask.model, said), version, finish, usage)
 
     def refused(self, reply: Reply) -> failures.Failure | bool | None:
         """Refusals come with status 200 here. Type names tell two errors from their status."""

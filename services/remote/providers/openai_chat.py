@@ -1,7 +1,7 @@
 """Chat completions as OpenAI offers them, and vLLM, LiteLLM, Ollama, Azure and many others.
 
 The base URL ends with `/v1` (Azure: with the deployment, plus `query: {api-version: …}` and
-`auth: {header: api-key, scheme: ""}`). A tabular task is forced to its schema by
+`auth: {header: api-key, scheme: ""}`). A task with a schema is forced to it by
 `response_format`.
 """
 
@@ -16,10 +16,10 @@ from services.remote.catalog import Model, Options, Provider
 from services.remote.prompts import (
     SCHEMA_NAME,
     PromptOptions,
+    form,
     object_outputs,
     question,
     sampled,
-    schema,
     text_output,
 )
 from services.remote.prompts import check as check_prompt
@@ -84,7 +84,7 @@ class Dialect:
 
     def streams(self, model: Model) -> bool:
         """Text streams; a JSON object is of no use in part."""
-        return ModelOptions.of(model).task == "text"
+        return ModelOptions.of(model).free
 
     def longest_answer(self, model: Model) -> int:
         """The limit that the vendor is told."""
@@ -103,9 +103,10 @@ class Dialect:
         }
         if options.temperature is not None:
             document["temperature"] = options.temperature
-        if options.task == "tabular":
-            form = {"name": SCHEMA_NAME, "strict": True, "schema": schema(ask.model)}
-            document["response_format"] = {"type": "json_schema", "json_schema": form}
+        forced = form(ask.model, options)
+        if forced is not None:
+            named = {"name": SCHEMA_NAME, "strict": True, "schema": forced}
+            document["response_format"] = {"type": "json_schema", "json_schema": named}
         if stream:
             document["stream"] = True
             document["stream_options"] = {"include_usage": True}
@@ -125,7 +126,8 @@ class Dialect:
         if message.get("refusal") or finish == _FILTERED:
             return Parsed((), version, _FILTERED, usage)
         text = dig(message, "content", kind=str)
-        return Parsed(outputs(ask.model, text, finish), version, finish, usage)
+        options = ModelOptions.of(ask.model)
+        return Parsed(outputs(ask.model, options, text, finish), version, finish, usage)
 
     def refused(self, reply: Reply) -> failures.Failure | bool | None:
         """Azure's filter answers 400; a spent account answers 429, as a rate limit does."""
@@ -182,17 +184,19 @@ class _Decoder:
         return Parsed((), self._version, self._finish, self._usage)
 
 
-def outputs(model: Model, text: str, finish: inference_pb2.FinishReason) -> Tensors:
+def outputs(
+    model: Model, options: PromptOptions, text: str, finish: inference_pb2.FinishReason
+) -> Tensors:
     """Return an answer's text as tensors, by the model's task.
 
     Raises:
         CutAnswerError: The length limit cut a JSON object.
         AnswerError: It breaks the schema.
     """
-    if model.options.get("task", "text") == "text":
-        return text_output(model, text)
-    if finish == inference_pb2.FINISH_REASON_LENGTH:
+    if finish == inference_pb2.FINISH_REASON_LENGTH and not options.free:
         raise CutAnswerError
+    if options.task == "text":
+        return text_output(model, text)
     return object_outputs(model, load_object(text))
 
 

@@ -11,9 +11,9 @@ from services.remote.catalog import Model, Options, Provider
 from services.remote.prompts import (
     SCHEMA_NAME,
     PromptOptions,
+    form,
     question,
     sampled,
-    schema,
     text_output,
 )
 from services.remote.prompts import check as check_prompt
@@ -72,7 +72,7 @@ class Dialect:
 
     def streams(self, model: Model) -> bool:
         """Text streams; a JSON object is of no use in part."""
-        return ModelOptions.of(model).task == "text"
+        return ModelOptions.of(model).free
 
     def longest_answer(self, model: Model) -> int:
         """The limit that the vendor is told."""
@@ -91,9 +91,10 @@ class Dialect:
             document["instructions"] = options.instructions
         if options.temperature is not None:
             document["temperature"] = options.temperature
-        if options.task == "tabular":
-            form = {"name": SCHEMA_NAME, "strict": True, "schema": schema(ask.model)}
-            document["text"] = {"format": {"type": "json_schema", **form}}
+        forced = form(ask.model, options)
+        if forced is not None:
+            named = {"name": SCHEMA_NAME, "strict": True, "schema": forced}
+            document["text"] = {"format": {"type": "json_schema", **named}}
         if stream:
             document["stream"] = True
         headers = {"Content-Type": JSON_TYPE}
@@ -116,7 +117,8 @@ class Dialect:
             return Parsed((), version, finish, usage)
         if not parts:
             raise AnswerError("structure")
-        return Parsed(outputs(ask.model, "".join(parts), finish), version, finish, usage)
+        made = outputs(ask.model, ModelOptions.of(ask.model), "".join(parts), finish)
+        return Parsed(made, version, finish, usage)
 
     def refused(self, reply: Reply) -> failures.Failure | bool | None:
         """As in chat completions."""
