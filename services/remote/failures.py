@@ -24,7 +24,7 @@ from services.chassis.errors import (
     UnimplementedError,
 )
 
-_LONGEST_WAIT_S = 3600.0
+LONGEST_WAIT_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +153,11 @@ def retry_after(value: str | None, now_unix_s: float) -> float | None:
         return None
     text = value.strip()
     if text.isascii() and text.isdigit():
-        return min(float(text[:9]), _LONGEST_WAIT_S)
+        return min(float(text[:9]), LONGEST_WAIT_S)
     try:
         when = parsedate_to_datetime(text)
     except ValueError:
         return None
     if when.tzinfo is None:
         when = when.replace(tzinfo=dt.UTC)
-    return min(max(when.timestamp() - now_unix_s, 0.0), _LONGEST_WAIT_S)
+    return min(max(when.timestamp() - now_unix_s, 0.0), LONGEST_WAIT_S)

@@ -10,7 +10,6 @@ from services.chassis.clock import Clock
 from services.remote import failures
 from services.remote.catalog import Model, Provider
 
-_LONGEST_HOLD_S = 60.0
 # Families of headers: OpenAI and those like it, Anthropic, the IETF's draft. {} is what is limited.
 _REMAINING = re.compile(
     r"(?:(?P<openai>x-ratelimit-remaining-(?:requests|tokens))"
@@ -23,7 +22,11 @@ _DURATION = re.compile(
 
 
 class Pace:
-    """Until when nothing is sent, for each model of a provider. Known to this replica only."""
+    """Until when nothing is sent, for each model of a provider: an hour at most.
+
+    Known to this replica only: to ask the state store about it would cost each item of each model a
+    look, and what is saved by it is one request of each other replica, which then knows it, too.
+    """
 
     def __init__(self, provider: Provider, clock: Clock) -> None:
         self._provider = provider.name
@@ -48,8 +51,10 @@ class Pace:
         if status in (429, 503, 529):
             wait = max(wait, failures.retry_after(headers.get("Retry-After"), now_s) or 0.0)
         if wait > 0:
-            until = self._clock.monotonic() + min(wait, _LONGEST_HOLD_S)
-            self._until[model.name, model.version] = until
+            key = (model.name, model.version)
+            until = self._clock.monotonic() + min(wait, failures.LONGEST_WAIT_S)
+            # The longest counts: answers that were under way together may disagree.
+            self._until[key] = max(until, self._until.get(key, 0.0))
 
 
 def exhausted_for_s(headers: Mapping[str, str], now_unix_s: float) -> float:
