@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-VERSION = 1
+VERSION = 2  # of the schema, and of what is derived into it; an index of another is made anew
 _COMMON = frozenset({1, 2})  # INTENT and OUTCOME
 NO_CANDIDATES: tuple[tuple[int, str, str], ...] = ()
 _SCHEMA = """
@@ -113,7 +113,7 @@ class Index:
 
     @property
     def payloads(self) -> int:
-        """How many payloads, from the first on, are in the index."""
+        """The position before which the index has every payload that a record may name."""
         with self._lock:
             return self._state("payloads") or 0
 
@@ -136,12 +136,11 @@ class Index:
         first: int,
         rows: Sequence[Row],
         mark: int,
-        first_payload: int = 0,
-        digests: Sequence[bytes] = (),
+        payloads: Sequence[tuple[bytes, int]] = (),
     ) -> None:
         """Add the records from index `first` on in one transaction; those it has are skipped.
 
-        `digests` are those of payloads from position `first_payload` on.
+        `payloads` are digests and positions, rising, of all payloads that these records name.
         """
         have = self.size
         if first > have:
@@ -169,30 +168,27 @@ class Index:
                 self._db.executemany("DELETE FROM open_intents WHERE decision = ?", closed)
                 self._set("size", first + len(rows))
                 self._set("mark", mark)
-                if digests:
-                    self._put_payloads(first_payload, digests)
+                self._put_payloads(payloads)
                 self._db.execute("COMMIT")
             except BaseException:
                 self._db.execute("ROLLBACK")
                 raise
 
-    def add_payloads(self, first: int, digests: Sequence[bytes]) -> None:
-        """Add where payloads stand, from position `first` on; those it has are put again."""
+    def add_payloads(self, payloads: Sequence[tuple[bytes, int]]) -> None:
+        """Add digests and positions, rising, of payloads; those it has are put again."""
         with self._lock:
             self._db.execute("BEGIN")
             try:
-                self._put_payloads(first, digests)
+                self._put_payloads(payloads)
                 self._db.execute("COMMIT")
             except BaseException:
                 self._db.execute("ROLLBACK")
                 raise
 
-    def _put_payloads(self, first: int, digests: Sequence[bytes]) -> None:
-        self._db.executemany(
-            "INSERT OR REPLACE INTO payloads VALUES (?, ?)",
-            [(digest, position) for position, digest in enumerate(digests, first)],
-        )
-        self._set("payloads", first + len(digests))
+    def _put_payloads(self, payloads: Sequence[tuple[bytes, int]]) -> None:
+        if payloads:
+            self._db.executemany("INSERT OR REPLACE INTO payloads VALUES (?, ?)", payloads)
+            self._set("payloads", payloads[-1][1] + 1)
 
     def of_kind(self, decisions: Iterable[str], kind: int) -> dict[str, int]:
         """Return the first leaf of this kind for each of the decisions that has one."""

@@ -43,9 +43,8 @@ class LiveIndex:
         self._rows: list[Row] = []
         self._size = self._committed = index.size
         self._outcomes: dict[str, int] = {}
-        self._digests: list[bytes] = []
         self._payload_size = self._stored = index.payloads
-        self._payloads: dict[bytes, int] = {}
+        self._payloads: dict[bytes, int] = {}  # those that are not in the index yet
         self._wake = asyncio.Event()
         self._urgent = asyncio.Event()
         self._flushed = asyncio.Condition()
@@ -67,10 +66,12 @@ class LiveIndex:
         self._wake.set()
 
     def stored(self, first: int, digests: Sequence[bytes]) -> None:
-        """Take the digests of payloads that have become durable."""
+        """Take the digests of payloads that have become durable, from position `first` on.
+
+        Positions before it that nobody told of hold payloads of records that a full disk refused.
+        """
         for position, digest in enumerate(digests, first):
             self._payloads[digest] = position
-        self._digests.extend(digests)
         self._stored = first + len(digests)
         self._wake.set()
 
@@ -121,26 +122,23 @@ class LiveIndex:
         """Write what waits now. What can't be written stays."""
         self._wake.clear()
         self._urgent.clear()
-        rows, digests = self._rows, self._digests
-        self._rows, self._digests = [], []
+        rows, self._rows = self._rows, []
+        payloads = list(self._payloads.items())
         try:
-            if rows or digests:
+            if rows or payloads:
                 mark = self._mark_at(self._size + len(rows))
-                await asyncio.to_thread(
-                    self.index.add, self._size, rows, mark, self._payload_size, digests
-                )
+                await asyncio.to_thread(self.index.add, self._size, rows, mark, payloads)
                 self._size += len(rows)
                 for row in rows:
                     self._outcomes.pop(row.decision, None)
                 rows = []
-                self._payload_size += len(digests)
-                for digest in digests:
-                    self._payloads.pop(digest, None)
-                digests = []
+                for digest, position in payloads:
+                    del self._payloads[digest]
+                    self._payload_size = position + 1
             self._error = None
         except BaseException as error:
             self._error = error
-            self._rows[:0], self._digests[:0] = rows, digests
+            self._rows[:0] = rows
             self._wake.set()
             raise
         finally:

@@ -203,8 +203,8 @@ def _caught_up(path: Path, journal: Journal, payloads: Journal, tree: Tree) -> I
         first += len(chunk)
     at = index.payloads
     digests = payloads.leaf_hashes(at)
-    if digests:
-        index.add_payloads(at, [digests[n : n + 32] for n in range(0, len(digests), 32)])
+    starts = range(0, len(digests), HASH_SIZE)
+    index.add_payloads([(digests[n : n + HASH_SIZE], at + n // HASH_SIZE) for n in starts])
     return index
 
 

@@ -97,6 +97,24 @@ async def test_the_live_index_knows_what_is_not_written_yet(tmp_path):
     task.cancel()
 
 
+async def test_payloads_that_no_record_names_leave_the_others_where_they_are(tmp_path):
+    """A batch that a full disk refused leaves its payloads behind: the later ones are found."""
+    index = Index(tmp_path / "i.sqlite")
+    live = LiveIndex(index, seen.Seen(), OUTCOME, lambda size: size)
+    first, later = b"a" * 32, b"b" * 32
+    live.committed(0, [row(0)])
+    live.stored(0, [first])
+    live.committed(1, [row(1)])
+    live.stored(3, [later])  # two stand between them
+    task = asyncio.create_task(live.run())
+    async with asyncio.timeout(10):
+        await live.settle()
+    assert (live.payload(first), live.payload(later)) == (0, 3)
+    assert (index.payload(first), index.payload(later)) == (0, 3)
+    assert index.payloads == 4
+    task.cancel()
+
+
 def test_the_filter_never_denies_what_it_was_told():
     """All that was added may be there; nearly all that wasn't is denied; a copy says the same."""
     known = seen.Seen()
