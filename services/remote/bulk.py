@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeGuard
 from urllib.parse import urlsplit
@@ -170,6 +170,25 @@ class Bulk:
             place = self._place(job.provider, job.model, job.version, left_s)
             await place.fetch(place.api.cancel(job.batch))
         return await self.get(job_id, left_s)
+
+    async def forget(self, job_id: str, left_s: float) -> None:
+        """Delete what the vendor keeps of a job, and the job.
+
+        Raises:
+            ServiceError: A row of `failures`, or the state store is away; it can be tried again.
+        """
+        job = await self._jobs.load(job_id)
+        if job is None:
+            return
+        if job.file or job.batch:
+            place = self._place(job.provider, job.model, job.version, left_s)
+            content = await place.fetch(place.api.look(job.batch)) if job.batch else b""
+            with _protocol(place):
+                rest = place.api.erase(content, job.file)
+            for body in rest:
+                with suppress(NotFoundError):  # gone already
+                    await place.fetch(body)
+        await self._jobs.delete(job_id)
 
     # ---- making the batch -------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -98,6 +98,15 @@ class AnthropicBatches:
             return Seen(State.RUNNING)
         batch = quote(dig(document, "id", kind=str), safe="")
         return Seen(State.ENDED, [self._get(f"/messages/batches/{batch}/results")])
+
+    def erase(self, content: bytes, file: str) -> Sequence[Body]:
+        """See `BatchApi`. Both are the batch's own, so the batch itself is deleted."""
+        del file
+        if not content:
+            return ()
+        batch = quote(dig(load_object(content), "id", kind=str), safe="")
+        path = f"/messages/batches/{batch}"
+        return [Body(b"", self._headers, _RENDERER, path, "DELETE")]
 
     def answers(self, content: bytes) -> Mapping[str, Reply | Missing | None]:
         """See `BatchApi`."""

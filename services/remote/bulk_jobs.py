@@ -106,6 +106,11 @@ class Jobs:
         items = [Sent(**item) for item in document.pop("items")]
         return Job(**document, items=items)
 
+    async def delete(self, job_id: str) -> None:
+        """Forget a job. Raises ServiceError as `create`."""
+        with _away():
+            await self._redis().delete(_key(job_id))
+
     @asynccontextmanager
     async def working(self, job_id: str) -> AsyncIterator[bool]:
         """Hold a job while its batch is made: False if somebody else does."""

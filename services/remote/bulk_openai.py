@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -82,14 +82,18 @@ class OpenAiBatches:
         """See `BatchApi`."""
         document = load_object(content)
         status = dig(document, "status", kind=str)
-        files = [document.get(name) for name in ("output_file_id", "error_file_id")]
-        fetch = [
-            _get(f"/files/{quote(file, safe='')}/content")
-            for file in files
-            if isinstance(file, str) and file
-        ]
+        fetch = [_get(f"/files/{quote(file, safe='')}/content") for file in _files(document)]
         missing = Missing.CANCELLED if status == "cancelled" else Missing.EXPIRED
         return Seen(_STATES.get(status, State.RUNNING), fetch, missing)
+
+    def erase(self, content: bytes, file: str) -> Sequence[Body]:
+        """See `BatchApi`. The batch itself stays; it holds neither."""
+        files = [file, *_files(load_object(content))] if content else [file]
+        return [
+            Body(b"", {}, _RENDERER, f"/files/{quote(one, safe='')}", "DELETE")
+            for one in files
+            if one
+        ]
 
     def answers(self, content: bytes) -> Mapping[str, Reply | Missing | None]:
         """See `BatchApi`."""
@@ -107,6 +111,12 @@ class OpenAiBatches:
 
 def _get(path: str) -> Body:
     return Body(b"", {}, _RENDERER, path, "GET")
+
+
+def _files(document: dict[str, Any]) -> list[str]:
+    """Return the files of answers that a batch has given."""
+    named = [document.get(name) for name in ("output_file_id", "error_file_id")]
+    return [file for file in named if isinstance(file, str) and file]
 
 
 def _answer(document: dict[str, Any]) -> Reply | None:

@@ -37,6 +37,14 @@ class RemoteBulk(bulk_pb2_grpc.BulkServicer):
         del context
         return bulk_pb2.CancelBulkResponse(job=await self._bulk.cancel(request.job_id, _left_s()))
 
+    async def ForgetBulk(
+        self, request: bulk_pb2.ForgetBulkRequest, context: object
+    ) -> bulk_pb2.ForgetBulkResponse:
+        """Delete what is left of a job."""
+        del context
+        await self._bulk.forget(request.job_id, _left_s())
+        return bulk_pb2.ForgetBulkResponse()
+
 
 def _left_s() -> float:
     call = calls.current()

@@ -101,6 +101,13 @@ class BatchApi(Protocol):
     def seen(self, content: bytes) -> Seen:
         """Read how far a batch is."""
 
+    def erase(self, content: bytes, file: str) -> Sequence[Body]:
+        """Write the requests that delete inputs and answers at the vendor.
+
+        `content` is the batch as the vendor describes it, empty if there is none; `file` is the one
+        that it was made from, empty if there is none.
+        """
+
     def answers(self, content: bytes) -> Mapping[str, Reply | Missing | None]:
         """Read answers by their requests' names; None: there is none, as `Seen.missing` says."""
 

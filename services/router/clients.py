@@ -310,6 +310,12 @@ class BulkClient:
         job: bulk_pb2.BulkJob = response.job
         return job
 
+    async def forget(self, job_id: str) -> None:
+        """See ports.Bulk."""
+        request = bulk_pb2.ForgetBulkRequest(job_id=job_id)
+        with _calls(self._service):
+            await self._stub.ForgetBulk(request, timeout=BULK_TIMEOUT_S)
+
 
 class AuditClient:
     """Appends to the log and reads back. Entries ride together: one flush makes all durable."""

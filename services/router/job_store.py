@@ -84,6 +84,7 @@ class Part:
         sent: Remote has it.
         cancelled: Remote was told to end it.
         done: Every item has its result.
+        forgotten: Nothing of it is left at the vendor, or nothing can be done about it.
         batch: The vendor's id of the batch; empty: none yet.
     """
 
@@ -93,6 +94,7 @@ class Part:
     sent: bool = False
     cancelled: bool = False
     done: bool = False
+    forgotten: bool = False
     batch: str = ""
 
 
@@ -169,7 +171,7 @@ class JobStore:
         with _away():
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.set(_key(job.id), _written(job), ex=_KEEP_S)
-                if job.ended:
+                if job.ended and all(part.forgotten for part in job.parts):
                     pipe.srem(_OPEN, job.id)
                 await pipe.execute()
 

@@ -111,7 +111,7 @@ class JobWork:
             elif job.state is JobState.PREPARING:  # nobody prepares it: the turn is ours
                 self._end(job, JobState.INTERRUPTED)
                 await self._store.save(job)
-            elif not job.ended:
+            else:
                 await self.go_on(job, {})
 
     async def go_on(self, job: Job, decisions: Mapping[str, Decision]) -> None:
@@ -122,6 +122,7 @@ class JobWork:
         """
         for number, part in enumerate(job.parts):
             if part.done:
+                await self._forget(job, number, part)
                 continue
             if part.sent:
                 await self._look(job, number, part)
@@ -133,7 +134,9 @@ class JobWork:
                 await self._send(job, number, part, decisions)
             part.done = not job.waiting(number)
             await self._store.save(job)
-        if all(part.done for part in job.parts):
+            if part.done:  # recorded, and known to be: now nobody needs it any more
+                await self._forget(job, number, part)
+        if not job.ended and all(part.done for part in job.parts):
             self._end(job, JobState.CANCELLED if job.cancelling else JobState.ENDED)
             await self._store.save(job)
 
@@ -236,6 +239,20 @@ class JobWork:
         elif not self._in_time(job, _GRACE_S):
             late = DeadlineExceededError("JOB_EXPIRED", "no answer came in the job's time")
             await self._settle(job, number, late, results)
+
+    async def _forget(self, job: Job, number: int, part: Part) -> None:
+        """Have the vendor delete a part's inputs and answers; try again while there is time."""
+        if part.forgotten:
+            return
+        try:
+            await self._bulk.forget(_name(job, number, part))
+        except ServiceError as error:
+            if _is_passing(error) and self._in_time(job, _GRACE_S):
+                return
+            extra = {"job": job.id, "batch": part.batch, "why": error.reason}
+            log.warning("a vendor keeps the data of a batch", extra=extra)
+        part.forgotten = True
+        await self._store.save(job)
 
     def _in_time(self, job: Job, grace_s: float = 0.0) -> bool:
         return self._clock.unix_us() <= job.until + grace_s * 1e6

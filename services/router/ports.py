@@ -86,6 +86,10 @@ class Bulk(Protocol):
         """End a batch."""
         ...
 
+    async def forget(self, job_id: str) -> None:
+        """Delete what the vendor keeps of a batch."""
+        ...
+
 
 class Audit(Protocol):
     """Appends to the log and reads back."""

@@ -73,6 +73,7 @@ class MessageBatches:
             web.get(f"{PREFIX}/{{id}}", allowed(self._look)),
             web.get(f"{PREFIX}/{{id}}/results", allowed(self._results)),
             web.post(f"{PREFIX}/{{id}}/cancel", allowed(self._cancel)),
+            web.delete(f"{PREFIX}/{{id}}", allowed(self._delete)),
         ]
 
     async def _create(self, request: web.Request) -> web.Response:
@@ -118,6 +119,13 @@ class MessageBatches:
         if batch.status == "in_progress":
             batch.status, batch.canceled = "canceling", dt.datetime.now(dt.UTC)
         return web.json_response(_document(request, batch))
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        batch = self._find(request)
+        if batch.status != "ended":
+            raise BadRequestError("the batch has not ended; cancel it first")
+        del self._batches[batch.id]
+        return web.json_response({"id": batch.id, "type": "message_batch_deleted"})
 
     async def _results(self, request: web.Request) -> web.Response:
         batch = self._find(request)

@@ -74,6 +74,7 @@ class Batches:
         return [
             web.post("/v1/files", allowed(self._upload)),
             web.get("/v1/files/{id}/content", allowed(self._content)),
+            web.delete("/v1/files/{id}", allowed(self._delete)),
             web.post("/v1/batches", allowed(self._create)),
             web.get("/v1/batches", allowed(self._list)),
             web.get("/v1/batches/{id}", allowed(self._look)),
@@ -105,6 +106,12 @@ class Batches:
         if content is None:
             raise web.HTTPNotFound(text="no such file")
         return web.Response(body=content, content_type="application/octet-stream")
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        name = request.match_info["id"]
+        if self._files.pop(name, None) is None:
+            raise web.HTTPNotFound(text="no such file")
+        return web.json_response({"id": name, "object": "file", "deleted": True})
 
     async def _create(self, request: web.Request) -> web.Response:
         form = read(_BatchForm, await request.read())

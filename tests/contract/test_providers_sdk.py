@@ -139,6 +139,9 @@ async def test_openai_files_and_batches(gpt) -> None:
         404,
     )
     assert [one.metadata async for one in gpt.batches.list(limit=1)] == [{"job": "j-1"}]
+    assert (await gpt.files.delete(file.id)).deleted
+    with pytest.raises(openai.NotFoundError):
+        await gpt.files.content(file.id)
     with pytest.raises(openai.NotFoundError):
         await gpt.batches.create(input_file_id="file-none", endpoint=url, completion_window="24h")
 
@@ -218,6 +221,9 @@ async def test_anthropic_message_batches(claude) -> None:
     again = await claude.messages.batches.retrieve(again.id)
     assert (again.processing_status, again.request_counts.canceled) == ("ended", 2)
     assert [one.id async for one in claude.messages.batches.list(limit=1)] == [again.id, batch.id]
+    assert (await claude.messages.batches.delete(again.id)).type == "message_batch_deleted"
+    with pytest.raises(anthropic.NotFoundError):
+        await claude.messages.batches.results(again.id)
     with pytest.raises(anthropic.BadRequestError):
         await claude.messages.batches.create(requests=[*requests, requests[0]])
     with pytest.raises(anthropic.NotFoundError):

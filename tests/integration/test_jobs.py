@@ -118,6 +118,8 @@ async def test_a_job_survives_that_router_and_remote_are_killed(tmp_path: Path, 
     assert job.cost.nanos == sum(record.attempts[0].cost.nanos for record in outcomes)
     posted = Counter(body[:40].split(b'"')[3] for body in received if body.startswith(b'["POST"'))
     assert posted == {b"/v1/files": 1, b"/v1/batches": 1}
+    deleted = sum(body.startswith(b'["DELETE", "/v1/files/') for body in received)
+    assert deleted == 2  # requests and answers: the vendor keeps neither
     assert sum(body.count(b"CANARY") for body in received) == 0
 
 

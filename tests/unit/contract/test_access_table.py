@@ -53,6 +53,7 @@ EXPECTED: dict[str, set[str]] = {
     f"{BULK}/SubmitBulk": {"service:router"},
     f"{BULK}/GetBulk": {"service:router"},
     f"{BULK}/CancelBulk": {"service:router"},
+    f"{BULK}/ForgetBulk": {"service:router"},
     f"{CONTROL}/LoadModel": {"role:operator"},
     f"{CONTROL}/UnloadModel": {"role:operator"},
     f"{CONTROL}/SetServing": {"role:operator"},

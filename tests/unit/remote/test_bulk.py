@@ -284,6 +284,26 @@ async def test_a_job_can_be_ended(keys, tmp_path, valkey) -> None:
     assert from_status(found.results[0].status).reason == "VENDOR_BATCH_CANCELLED"
 
 
+async def test_what_the_vendor_keeps_of_a_job_can_be_deleted(keys, tmp_path, valkey) -> None:
+    """The files of requests and of answers, and the job; again changes nothing."""
+    job = secrets.token_hex(4)
+    async with served(keys, tmp_path, valkey) as remote:
+        await submit(remote, job, items(keys, "one", "two"))
+        await remote.faults({"fault": "error;status=500", "count": 1, "model": "standin-chat"})
+        await done(remote, job)
+        kept = remote.standin.public._batches._files
+        assert len(kept) == 3  # requests, answers, errors
+        await remote.faults({"fault": "error;status=503", "count": 1, "model": "batches"})
+        request = bulk_pb2.ForgetBulkRequest(job_id=job)
+        error = await refusal(stub(remote).ForgetBulk(request, timeout=20))
+        assert error.reason == "VENDOR_UNAVAILABLE"
+        for _ in range(2):
+            await stub(remote).ForgetBulk(request, timeout=20)
+        assert kept == {}
+        error = await refusal(look(remote, job))
+        assert error.reason == "BULK_UNKNOWN"
+
+
 @pytest.mark.parametrize("batches", [True, False])
 async def test_a_model_says_whether_it_takes_batches(keys, tmp_path, valkey, batches) -> None:
     """Those of a protocol that has them, and no others."""

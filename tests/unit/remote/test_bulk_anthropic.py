@@ -106,6 +106,17 @@ async def test_each_request_fails_alone(keys, tmp_path, valkey) -> None:
     assert filtered.finish_reason == inference_pb2.FINISH_REASON_CONTENT_FILTER
 
 
+async def test_what_the_vendor_keeps_of_a_job_can_be_deleted(keys, tmp_path, valkey) -> None:
+    """The batch, which holds requests and results; again changes nothing."""
+    job = secrets.token_hex(4)
+    async with served(keys, tmp_path, valkey) as remote:
+        await submit(remote, job, items(keys, "one"))
+        await done(remote, job)
+        for _ in range(2):
+            await stub(remote).ForgetBulk(bulk_pb2.ForgetBulkRequest(job_id=job), timeout=20)
+        assert remote.standin.public._message_batches._batches == {}
+
+
 async def test_a_job_can_be_ended(keys, tmp_path, valkey) -> None:
     """It runs until the vendor has let go of it; then each item says why it has no answer."""
     job = secrets.token_hex(4)

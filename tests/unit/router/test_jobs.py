@@ -58,6 +58,8 @@ class FakeBulk:
         self.reason = ""
         self.failures: dict[int, ServiceError] = {}
         self.cancelled: list[str] = []
+        self.forgotten: list[tuple[str, int]] = []
+        self.keeps: ServiceError | None = None
         self.value = 150.0
 
     async def submit(self, job_id: str, items: list[inference_pb2.InferItem]) -> bulk_pb2.BulkJob:
@@ -82,6 +84,12 @@ class FakeBulk:
         """See ports.Bulk."""
         self.cancelled.append(job_id)
         return self._job(job_id)
+
+    async def forget(self, job_id: str) -> None:
+        """See ports.Bulk."""
+        if self.keeps is not None:
+            raise self.keeps
+        self.forgotten.append((job_id, self._log.kinds().count("OUTCOME")))
 
     def _job(self, job_id: str) -> bulk_pb2.BulkJob:
         job = bulk_pb2.BulkJob(
@@ -521,6 +529,22 @@ async def test_a_vendor_that_stays_silent_ends_the_job_at_last(world) -> None:
     job = await world.look(job)
     assert (job.state, job.failed) == (ENDED, 1)
     assert world.of_kind("FAILED")[0].record.reason == "JOB_EXPIRED"
+
+
+async def test_the_vendor_deletes_what_it_has_once_all_is_recorded(world) -> None:
+    """Not before; and while it can't, somebody keeps asking, though the job has ended."""
+    job = await world.submit(2)
+    await world.look(job)
+    assert world.bulk.forgotten == []
+    world.answers()
+    world.bulk.keeps = UnavailableError("VENDOR_UNAVAILABLE", "away")
+    assert (await world.look(job)).state == ENDED
+    assert await JobStore(world._client).open() == [job.id]
+    world.bulk.keeps = None
+    ended = await world.look(job)
+    assert world.bulk.forgotten == [(f"{job.id}.0.0", 2)]
+    assert await JobStore(world._client).open() == []
+    assert (await world.look(job)) == ended
 
 
 async def test_a_job_is_its_callers_and_nobody_elses(world) -> None:

@@ -26,7 +26,7 @@ from twinpath.common.v1 import rules_pb2 as twinpath_dot_common_dot_v1_dot_rules
 from twinpath.inference.v1 import inference_pb2 as twinpath_dot_inference_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n twinpath/inference/v1/bulk.proto\x12\x15twinpath.inference.v1\x1a\x1etwinpath/common/v1/rules.proto\x1a%twinpath/inference/v1/inference.proto\"\x87\x01\n\x11SubmitBulkRequest\x12*\n\x06job_id\x18\x01 \x01(\tB\x1a\xc2\xda\x18\x16\x08\x01\x18\x80\x01\"\x0f[A-Za-z0-9._-]+\x12\x46\n\x05items\x18\x02 \x03(\x0b\x32 .twinpath.inference.v1.InferItemB\x15\xc2\xda\x18\x11\x08\x01@\x80\x08J\ncontext.id\"A\n\x12SubmitBulkResponse\x12+\n\x03job\x18\x01 \x01(\x0b\x32\x1e.twinpath.inference.v1.BulkJob\"+\n\x0eGetBulkRequest\x12\x19\n\x06job_id\x18\x01 \x01(\tB\t\xc2\xda\x18\x05\x08\x01\x18\x80\x01\">\n\x0fGetBulkResponse\x12+\n\x03job\x18\x01 \x01(\x0b\x32\x1e.twinpath.inference.v1.BulkJob\".\n\x11\x43\x61ncelBulkRequest\x12\x19\n\x06job_id\x18\x01 \x01(\tB\t\xc2\xda\x18\x05\x08\x01\x18\x80\x01\"A\n\x12\x43\x61ncelBulkResponse\x12+\n\x03job\x18\x01 \x01(\x0b\x32\x1e.twinpath.inference.v1.BulkJob\"\xb3\x01\n\x07\x42ulkJob\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x05state\x18\x02 \x01(\x0e\x32 .twinpath.inference.v1.BulkState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05items\x18\x04 \x01(\x05\x12\x33\n\x07results\x18\x05 \x03(\x0b\x32\".twinpath.inference.v1.InferResult\x12\x17\n\x0fvendor_batch_id\x18\x06 \x01(\t*k\n\tBulkState\x12\x1a\n\x16\x42ULK_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x42ULK_STATE_RUNNING\x10\x01\x12\x13\n\x0f\x42ULK_STATE_DONE\x10\x02\x12\x15\n\x11\x42ULK_STATE_FAILED\x10\x03\x32\xa6\x02\n\x04\x42ulk\x12\x61\n\nSubmitBulk\x12(.twinpath.inference.v1.SubmitBulkRequest\x1a).twinpath.inference.v1.SubmitBulkResponse\x12X\n\x07GetBulk\x12%.twinpath.inference.v1.GetBulkRequest\x1a&.twinpath.inference.v1.GetBulkResponse\x12\x61\n\nCancelBulk\x12(.twinpath.inference.v1.CancelBulkRequest\x1a).twinpath.inference.v1.CancelBulkResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n twinpath/inference/v1/bulk.proto\x12\x15twinpath.inference.v1\x1a\x1etwinpath/common/v1/rules.proto\x1a%twinpath/inference/v1/inference.proto\"\x87\x01\n\x11SubmitBulkRequest\x12*\n\x06job_id\x18\x01 \x01(\tB\x1a\xc2\xda\x18\x16\x08\x01\x18\x80\x01\"\x0f[A-Za-z0-9._-]+\x12\x46\n\x05items\x18\x02 \x03(\x0b\x32 .twinpath.inference.v1.InferItemB\x15\xc2\xda\x18\x11\x08\x01@\x80\x08J\ncontext.id\"A\n\x12SubmitBulkResponse\x12+\n\x03job\x18\x01 \x01(\x0b\x32\x1e.twinpath.inference.v1.BulkJob\"+\n\x0eGetBulkRequest\x12\x19\n\x06job_id\x18\x01 \x01(\tB\t\xc2\xda\x18\x05\x08\x01\x18\x80\x01\">\n\x0fGetBulkResponse\x12+\n\x03job\x18\x01 \x01(\x0b\x32\x1e.twinpath.inference.v1.BulkJob\".\n\x11\x43\x61ncelBulkRequest\x12\x19\n\x06job_id\x18\x01 \x01(\tB\t\xc2\xda\x18\x05\x08\x01\x18\x80\x01\"A\n\x12\x43\x61ncelBulkResponse\x12+\n\x03job\x18\x01 \x01(\x0b\x32\x1e.twinpath.inference.v1.BulkJob\".\n\x11\x46orgetBulkRequest\x12\x19\n\x06job_id\x18\x01 \x01(\tB\t\xc2\xda\x18\x05\x08\x01\x18\x80\x01\"\x14\n\x12\x46orgetBulkResponse\"\xb3\x01\n\x07\x42ulkJob\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x05state\x18\x02 \x01(\x0e\x32 .twinpath.inference.v1.BulkState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05items\x18\x04 \x01(\x05\x12\x33\n\x07results\x18\x05 \x03(\x0b\x32\".twinpath.inference.v1.InferResult\x12\x17\n\x0fvendor_batch_id\x18\x06 \x01(\t*k\n\tBulkState\x12\x1a\n\x16\x42ULK_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x42ULK_STATE_RUNNING\x10\x01\x12\x13\n\x0f\x42ULK_STATE_DONE\x10\x02\x12\x15\n\x11\x42ULK_STATE_FAILED\x10\x03\x32\x89\x03\n\x04\x42ulk\x12\x61\n\nSubmitBulk\x12(.twinpath.inference.v1.SubmitBulkRequest\x1a).twinpath.inference.v1.SubmitBulkResponse\x12X\n\x07GetBulk\x12%.twinpath.inference.v1.GetBulkRequest\x1a&.twinpath.inference.v1.GetBulkResponse\x12\x61\n\nCancelBulk\x12(.twinpath.inference.v1.CancelBulkRequest\x1a).twinpath.inference.v1.CancelBulkResponse\x12\x61\n\nForgetBulk\x12(.twinpath.inference.v1.ForgetBulkRequest\x1a).twinpath.inference.v1.ForgetBulkResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,8 +41,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETBULKREQUEST'].fields_by_name['job_id']._serialized_options = b'\302\332\030\005\010\001\030\200\001'
   _globals['_CANCELBULKREQUEST'].fields_by_name['job_id']._loaded_options = None
   _globals['_CANCELBULKREQUEST'].fields_by_name['job_id']._serialized_options = b'\302\332\030\005\010\001\030\200\001'
-  _globals['_BULKSTATE']._serialized_start=741
-  _globals['_BULKSTATE']._serialized_end=848
+  _globals['_FORGETBULKREQUEST'].fields_by_name['job_id']._loaded_options = None
+  _globals['_FORGETBULKREQUEST'].fields_by_name['job_id']._serialized_options = b'\302\332\030\005\010\001\030\200\001'
+  _globals['_BULKSTATE']._serialized_start=811
+  _globals['_BULKSTATE']._serialized_end=918
   _globals['_SUBMITBULKREQUEST']._serialized_start=131
   _globals['_SUBMITBULKREQUEST']._serialized_end=266
   _globals['_SUBMITBULKRESPONSE']._serialized_start=268
@@ -55,8 +57,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELBULKREQUEST']._serialized_end=490
   _globals['_CANCELBULKRESPONSE']._serialized_start=492
   _globals['_CANCELBULKRESPONSE']._serialized_end=557
-  _globals['_BULKJOB']._serialized_start=560
-  _globals['_BULKJOB']._serialized_end=739
-  _globals['_BULK']._serialized_start=851
-  _globals['_BULK']._serialized_end=1145
+  _globals['_FORGETBULKREQUEST']._serialized_start=559
+  _globals['_FORGETBULKREQUEST']._serialized_end=605
+  _globals['_FORGETBULKRESPONSE']._serialized_start=607
+  _globals['_FORGETBULKRESPONSE']._serialized_end=627
+  _globals['_BULKJOB']._serialized_start=630
+  _globals['_BULKJOB']._serialized_end=809
+  _globals['_BULK']._serialized_start=921
+  _globals['_BULK']._serialized_end=1314
 # @@protoc_insertion_point(module_scope)

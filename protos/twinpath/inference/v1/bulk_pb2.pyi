@@ -58,6 +58,16 @@ class CancelBulkResponse(_message.Message):
     job: BulkJob
     def __init__(self, job: _Optional[_Union[BulkJob, _Mapping]] = ...) -> None: ...
 
+class ForgetBulkRequest(_message.Message):
+    __slots__ = ("job_id",)
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    def __init__(self, job_id: _Optional[str] = ...) -> None: ...
+
+class ForgetBulkResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class BulkJob(_message.Message):
     __slots__ = ("id", "state", "reason", "items", "results", "vendor_batch_id")
     ID_FIELD_NUMBER: _ClassVar[int]

@@ -51,6 +51,11 @@ class BulkStub:
                 request_serializer=twinpath_dot_inference_dot_v1_dot_bulk__pb2.CancelBulkRequest.SerializeToString,
                 response_deserializer=twinpath_dot_inference_dot_v1_dot_bulk__pb2.CancelBulkResponse.FromString,
                 _registered_method=True)
+        self.ForgetBulk = channel.unary_unary(
+                '/twinpath.inference.v1.Bulk/ForgetBulk',
+                request_serializer=twinpath_dot_inference_dot_v1_dot_bulk__pb2.ForgetBulkRequest.SerializeToString,
+                response_deserializer=twinpath_dot_inference_dot_v1_dot_bulk__pb2.ForgetBulkResponse.FromString,
+                _registered_method=True)
 
 
 class BulkServicer:
@@ -80,6 +85,14 @@ class BulkServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForgetBulk(self, request, context):
+        """ForgetBulk deletes what the vendor keeps of a job, inputs and answers, and the job itself. For a
+        job whose results were read, or that will not be read any more. An unknown job is forgotten.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BulkServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -97,6 +110,11 @@ def add_BulkServicer_to_server(servicer, server):
                     servicer.CancelBulk,
                     request_deserializer=twinpath_dot_inference_dot_v1_dot_bulk__pb2.CancelBulkRequest.FromString,
                     response_serializer=twinpath_dot_inference_dot_v1_dot_bulk__pb2.CancelBulkResponse.SerializeToString,
+            ),
+            'ForgetBulk': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetBulk,
+                    request_deserializer=twinpath_dot_inference_dot_v1_dot_bulk__pb2.ForgetBulkRequest.FromString,
+                    response_serializer=twinpath_dot_inference_dot_v1_dot_bulk__pb2.ForgetBulkResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -182,6 +200,33 @@ class Bulk:
             '/twinpath.inference.v1.Bulk/CancelBulk',
             twinpath_dot_inference_dot_v1_dot_bulk__pb2.CancelBulkRequest.SerializeToString,
             twinpath_dot_inference_dot_v1_dot_bulk__pb2.CancelBulkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetBulk(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/twinpath.inference.v1.Bulk/ForgetBulk',
+            twinpath_dot_inference_dot_v1_dot_bulk__pb2.ForgetBulkRequest.SerializeToString,
+            twinpath_dot_inference_dot_v1_dot_bulk__pb2.ForgetBulkResponse.FromString,
             options,
             channel_credentials,
             insecure,
