@@ -24,7 +24,7 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from opentelemetry import context as contexts
 from opentelemetry import trace
@@ -45,6 +45,20 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+@dataclass(slots=True)
+class _Flight:
+    """A batch under way. One that nobody waits for any more is cancelled."""
+
+    task: asyncio.Task[Any] | None
+    waiting: int
+
+    def leave(self) -> None:
+        """Note that a caller is gone."""
+        self.waiting -= 1
+        if not self.waiting and self.task is not None:
+            self.task.cancel()
+
+
 @dataclass(slots=True, eq=False)
 class _Waiting(Generic[Item, Result]):
     item: Item
@@ -52,6 +66,7 @@ class _Waiting(Generic[Item, Result]):
     since: float
     answer: asyncio.Future[Result]
     span: trace.Span
+    flight: _Flight | None = None
 
 
 @dataclass(slots=True)
@@ -120,12 +135,18 @@ class Coalescer(Generic[Item, Result]):
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         span = trace.get_current_span()
         now = self._clock.monotonic()
-        place.queue.append(_Waiting(item, deadline, now, answer, span))
+        waiting = _Waiting(item, deadline, now, answer, span)
+        place.queue.append(waiting)
         if place.in_flight < self._parallel or (
             now - place.sent >= self._overdue_s and place.in_flight < self._parallel_slow
         ):
             self._start(lane, place)
-        return await answer
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if waiting.flight is not None:
+                waiting.flight.leave()
+            raise
 
     def _start(self, lane: Hashable, place: _Lane[Item, Result]) -> None:
         place.in_flight += 1
@@ -137,16 +158,18 @@ class Coalescer(Generic[Item, Result]):
         task.add_done_callback(self._tasks.discard)
 
     async def _run(self, lane: Hashable, place: _Lane[Item, Result]) -> None:
-        """Send batches until nobody waits."""
+        """Send what waits, and have those who come meanwhile sent next."""
         try:
-            while batches := self._take(place):
-                if len(batches) == 1:
-                    await self._send(batches[0])
-                else:
-                    await asyncio.gather(*(self._send(batch) for batch in batches))
+            batches = self._take(place)
+            if len(batches) == 1:
+                await self._send(batches[0])
+            elif batches:
+                await asyncio.gather(*map(self._send, batches), return_exceptions=True)
         finally:
             place.in_flight -= 1
-            if place.queue:  # something came while the last batch was ending
+            if place.queue:
+                # The next batch is another task: it has no caller either, and those who are
+                # answered by now run before it and may come along.
                 self._start(lane, place)
             elif not place.in_flight:
                 self._lanes.pop(lane, None)
@@ -174,26 +197,15 @@ class Coalescer(Generic[Item, Result]):
         now = self._clock.monotonic()
         self._observe(len(batch), now - min(waiting.since for waiting in batch))
         left = max(w.deadline for w in batch) - now
-        call = asyncio.ensure_future(self._call(batch, left))
-        alive = len(batch)
-
-        def one_less(answer: asyncio.Future[Result]) -> None:
-            nonlocal alive
-            alive -= 1
-            if not alive and answer.cancelled():
-                call.cancel()
-
+        flight = _Flight(asyncio.current_task(), sum(not w.answer.done() for w in batch))
         for waiting in batch:
-            waiting.answer.add_done_callback(one_less)
+            waiting.flight = flight
         try:
-            results = await call
+            results = await self._call(batch, left)
         except asyncio.CancelledError:
             for waiting in batch:
                 waiting.answer.cancel()
-            if not call.cancelled():
-                call.cancel()
-                raise
-            return
+            raise
         except ServiceError as error:
             _fail(batch, error)
             return
