@@ -55,6 +55,10 @@ class CheckpointFile:
         self.cut_bytes = len(data) - whole
         if self.cut_bytes:
             self._out.cut(whole)
+        if self.last is not None:  # who wrote it may have been killed before it was durable
+            last = self.last_note.encode() + b"\n"
+            self._out.write(last, whole - len(last))
+            files.sync_directory()
 
     def append(self, checkpoint: Checkpoint, signers: Sequence[SignerKey]) -> str:
         """Sign, make durable, and return the note. Blocks.
