@@ -43,7 +43,7 @@ class Leases:
     """The leases of one replica. Times are those of the monotonic clock, in seconds."""
 
     def __init__(self) -> None:
-        self._leases: dict[tuple[str, str], _Lease] = {}
+        self._leases: dict[tuple[str, ...], _Lease] = {}
         self._forgot = float("-inf")
 
     def spend(self, claim: Claim, now: float) -> bool:

@@ -53,10 +53,9 @@ class Claim(NamedTuple):
     remember_s: float = 0.0
 
     @property
-    def name(self) -> tuple[str, str]:
-        """What one caller's claims on one model have in common: the last bucket tells both."""
-        last = self.buckets[-1]
-        return last.key, last.who
+    def name(self) -> tuple[str, ...]:
+        """What one caller's claims on the same buckets have in common."""
+        return (*[bucket.key for bucket in self.buckets], self.buckets[-1].who)
 
 
 @dataclass(frozen=True, slots=True)

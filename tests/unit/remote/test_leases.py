@@ -124,6 +124,20 @@ def test_only_one_asks_for_more_at_a_time() -> None:
     assert leases.ask(claim(), 0.0)
 
 
+def test_versions_with_other_limits_have_other_leases() -> None:
+    """Two versions of a model may share one bucket of several: what is in hand is not mixed up."""
+    leases = Leases()
+    tokens = claim().buckets[0]
+    requests = Bucket("requests", 60_000, tokens=False, caller=False, weight=1.0, who="a")
+    both = Claim([requests, tokens], [1.0, 9.0])
+    for one in (both, claim(9.0)):
+        leases.ask(one, 0.0)
+        leases.came(one, leases.ask(one, 0.0), 0.0)
+    assert leases.spend(both, 0.0)
+    assert not leases.spend(both, 0.0)
+    assert leases.spend(claim(9.0), 0.0)
+
+
 def test_callers_that_went_are_forgotten() -> None:
     """Memory is bounded, whoever asks."""
     leases = Leases()
