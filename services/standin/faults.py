@@ -28,6 +28,7 @@ Kind = Literal[
     "refusal",  # a language model says that it won't answer
     "content_filter",  # the content policy stops the answer
     "length",  # the length limit cuts the answer
+    "long",  # a chat model says its answer `times` over, past any limit that it was given
     "stall",  # the first events of a stream, then silence for `delay_ms`
     "no_end",  # a stream that ends as if it were whole, before its protocol's end
     "outage",  # connections are refused: the port is closed while this is in force
@@ -46,6 +47,7 @@ class Fault(BaseModel):
     message: str = "the stand-in vendor was told to fail"
     version: str = "999"
     code: str = ""  # the protocol's own code of an error
+    times: int = Field(default=1, ge=1)
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -126,6 +126,8 @@ class Chat(_OpenAI):
         limit = form.max_completion_tokens or form.max_tokens
         words, finish = ended(chat.tokens(text), limit, fault, "stop", "length", "content_filter")
         asked = sum(len(chat.tokens(message.content)) for message in form.messages)
+        if fault is not None and fault.kind == "long":
+            words = words * fault.times
         usage = {
             "prompt_tokens": asked,
             "completion_tokens": len(words),

@@ -26,6 +26,7 @@ test_record_and_proof = decisions.test_a_decision_is_recorded_and_the_log_proves
 test_same_key = decisions.test_the_same_key_gives_the_same_decision
 test_chunks = streams.test_text_arrives_in_chunks_and_the_end_holds_the_whole
 test_reader_disappears = streams.test_a_reader_that_disappears_leaves_nothing_running
+test_slow_readers = streams.test_slow_readers_do_not_raise_the_meshs_memory
 test_items_fail_alone = batches.test_items_take_different_paths_and_fail_alone
 
 
