@@ -22,6 +22,9 @@ from twinpath.inference.v1 import inference_pb2, inference_pb2_grpc, tensor_pb2
 
 Stub = inference_pb2_grpc.InferenceStub
 
+# The settings' fields by the server that they are for.
+Door = Callable[[Triton], dict[str, str]]
+
 
 def _now(work: Any) -> Any:
     """Run a coroutine to its end, beside whatever loops pytest keeps."""
@@ -55,6 +58,7 @@ def new_triton(folder: Path, *models: Callable[[Path], None], **options: Any) ->
             extra=(
                 *("--exit-timeout-secs", "1"),
                 *("--grpc-header-forward-pattern", "traceparent"),
+                *("--http-header-forward-pattern", "traceparent"),
             ),
             **options,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AsyncExitStack
+from itertools import zip_longest
 
 from services.chassis.clock import Clock, SystemClock
 from services.chassis.identity import read_public_keys
@@ -26,6 +27,7 @@ from services.local.stream import Streams
 from services.local.traffic import Traffic
 from services.local.triton import Sharing, TritonServer
 from services.local.usage import Price
+from services.local.wire import Wire
 from services.local.wishes import Wishes
 from twinpath.inference.v1 import inference_pb2_grpc, model_control_pb2_grpc
 
@@ -40,9 +42,10 @@ async def build(settings: LocalSettings, stack: AsyncExitStack) -> Service:
     clock = SystemClock()
     replicas = []
     sharing = _share(settings, stack, clock)
-    for url in settings.replicas:
+    for url, door in zip_longest(settings.replicas, settings.doors):
         here = sharing if settings.is_loopback(url) else None
-        server = TritonServer(url, settings.max_message_bytes, here)
+        wire = Wire(door) if door else None
+        server = TritonServer(url, settings.max_message_bytes, here, wire)
         stack.push_async_callback(server.close)
         replicas.append(Replica(url, server))
     balancer = Balancer(replicas)

@@ -10,11 +10,12 @@ from services.chassis.clock import Clock
 from services.chassis.errors import DeadlineExceededError, ServiceError, UnavailableError
 from services.local import metrics
 from services.local.control import Control
+from services.local.exchange import Answer, Ask, Metadata
 from services.local.faults import TritonError
 from services.local.models import Models
 from services.local.replicas import Balancer, Replica
 from services.local.spec import ModelSpec
-from services.local.triton import Answer, Ask, Metadata, TritonServer
+from services.local.triton import TritonServer
 
 _AWAY = "TRITON_UNAVAILABLE"
 

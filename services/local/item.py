@@ -11,6 +11,7 @@ import grpc
 from services.chassis.clock import Clock
 from services.chassis.errors import DeadlineExceededError, ServiceError, to_status
 from services.local import merge, metrics, tracing
+from services.local.exchange import Answer
 from services.local.fleet import Fleet
 from services.local.lanes import Lanes, Road
 from services.local.limits import Gate, Pass
@@ -18,7 +19,6 @@ from services.local.models import Known
 from services.local.pace import Pace
 from services.local.prepare import BATCH_RANK, Prepared, ask, check_output, prepare
 from services.local.traffic import Traffic
-from services.local.triton import Answer
 from services.local.usage import Price
 from twinpath.common.v1 import decision_pb2
 from twinpath.inference.v1 import inference_pb2

@@ -13,10 +13,10 @@ from services.chassis.errors import (
     UnimplementedError,
 )
 from services.local import layout as layouts
+from services.local.exchange import Ask
 from services.local.layout import Layout
 from services.local.models import Known
 from services.local.spec import ModelSpec
-from services.local.triton import Ask
 from twinpath.common.v1 import context_pb2
 from twinpath.inference import digest, tensors
 from twinpath.inference.v1 import inference_pb2, tensor_pb2
@@ -116,6 +116,7 @@ def ask(items: Sequence[Prepared]) -> Ask:
         given,
         priority=1 + first.rank * (levels - 1) // _LOWEST if levels else 0,
         timeout_us=max(item.left_us for item in items) if spec.queue_timeout else 0,
+        quick=first.known.meter.is_quick,
     )
 
 

@@ -22,6 +22,12 @@ class LocalSettings(ServiceSettings):
         validation_alias="TWINPATH_TRITON_URL",
         description="host:port of Triton's gRPC; several replicas separated by commas",
     )
+    triton_http: str = Field(
+        default="",
+        validation_alias="TWINPATH_TRITON_HTTP",
+        description="host:port of Triton's HTTP, for each replica in the same order: small "
+        "requests of quick models go there, for a tenth of the CPU; unset: all go by gRPC",
+    )
     models: Path | None = Field(
         default=None,
         description="Triton's model repository as this service sees it, for cards and artifact "
@@ -115,6 +121,17 @@ class LocalSettings(ServiceSettings):
                 raise ValueError(f"{address.strip()!r} is not host:port")
         return value
 
+    @field_validator("triton_http")
+    @classmethod
+    def _no_address_or_some(cls, value: str) -> str:
+        return cls._addresses(value) if value else value
+
+    @model_validator(mode="after")
+    def _doors_belong_together(self) -> Self:
+        if self.triton_http and len(self.doors) != len(self.replicas):
+            raise ValueError("TWINPATH_TRITON_HTTP must name as many as TWINPATH_TRITON_URL")
+        return self
+
     @model_validator(mode="after")
     def _keys_need_files(self) -> Self:
         if self.artifact_keys is not None and self.models is None:
@@ -138,4 +155,13 @@ class LocalSettings(ServiceSettings):
     @property
     def replicas(self) -> list[str]:
         """The replicas' addresses, each once, in the order given."""
-        return list(dict.fromkeys(part.strip() for part in self.triton_url.split(",")))
+        return _each_once(self.triton_url)
+
+    @property
+    def doors(self) -> list[str]:
+        """The addresses of the replicas' HTTP, in the same order; empty: not known."""
+        return _each_once(self.triton_http) if self.triton_http else []
+
+
+def _each_once(addresses: str) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in addresses.split(",")))

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 from services.chassis.clock import Clock
 from services.chassis.errors import ServiceError, to_status
 from services.local import tracing
+from services.local.exchange import Answer, Metadata
 from services.local.fleet import Fleet
 from services.local.item import Items
 from services.local.prepare import Prepared, check_output
-from services.local.triton import Answer, Metadata
 from twinpath.inference.v1 import inference_pb2
 
 Message = inference_pb2.InferStreamResponse

@@ -11,8 +11,8 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from services.chassis import telemetry
 from services.chassis.errors import ServiceError
+from services.local.exchange import Metadata
 from services.local.models import Known
-from services.local.triton import Metadata
 from twinpath import telemetry as names
 from twinpath.inference.v1 import inference_pb2
 

@@ -1,7 +1,8 @@
-"""The one client of Triton: its gRPC protocol in, our own types out.
+"""The one client of Triton: its protocols in, our own types out.
 
 Requests are built as the protocol's messages with raw contents; tritonclient's InferInput objects
-would copy each tensor twice more and cost about as much as the call itself.
+would copy each tensor twice more and cost about as much as the call itself. All goes by gRPC, but
+for small requests of quick models where the HTTP door's address is known (rest.py).
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from collections.abc import (
     Iterable,
     Iterator,
     Mapping,
-    Sequence,
 )
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import grpc
@@ -26,17 +27,17 @@ from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from services.chassis.clock import Clock
-from services.local import metrics, shared
+from services.local import metrics, rest, shared
 from services.local.batching import derive
+from services.local.exchange import NAMES, VALUES, Answer, Ask, Metadata
 from services.local.faults import TritonError, translate
 from services.local.shared import Arena, Slot
 from services.local.spec import ModelSpec, TensorSpec
 from services.local.usage import Counters
+from services.local.wire import UnreachableError, Wire
 from twinpath.inference.v1 import tensor_pb2
 
 log = logging.getLogger(__name__)
-
-Metadata = Sequence[tuple[str, str]]
 
 _SHARE_S = 2.0
 _PASSING = frozenset({grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE})
@@ -67,32 +68,26 @@ class IndexEntry:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """One request. `timeout_us` and `priority` are for Triton's queue; 0: not passed."""
-
-    spec: ModelSpec
-    id: str
-    inputs: Sequence[tensor_pb2.Tensor]
-    priority: int = 0
-    timeout_us: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One response, and the bytes of the two bodies."""
-
-    version: str
-    outputs: list[tensor_pb2.Tensor]
-    bytes_out: int
-    bytes_in: int
-
-
 class TritonServer:
     """One Triton server. All its calls raise TritonError, and none outlives its timeout."""
 
-    def __init__(self, url: str, max_message_bytes: int, sharing: Sharing | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        max_message_bytes: int,
+        sharing: Sharing | None = None,
+        wire: Wire | None = None,
+    ) -> None:
+        """Connect when it is first needed.
+
+        Args:
+            url: host:port of its gRPC.
+            max_message_bytes: the most bytes of a message.
+            sharing: our shared memory, if the server may map it.
+            wire: to its HTTP door; None: everything goes by gRPC.
+        """
         self.url = url
+        self._wire = wire
         self._sharing = sharing
         self._mapped = False  # the server has mapped our shared memory
         self._asked = False  # it was asked to, since it came
@@ -111,6 +106,8 @@ class TritonServer:
         if self._sharing is not None and self._mapped:
             with suppress(TritonError):
                 await self._unmap(self._sharing.arena.name)
+        if self._wire is not None:
+            self._wire.close()
         await self._channel.close()
 
     @property
@@ -159,6 +156,8 @@ class TritonServer:
         For a server that hangs: its connection stands, and nothing comes.
         """
         self._mapped = self._asked = False
+        if self._wire is not None:
+            self._wire.drop()
         self._dropped |= self._working
         for call in list(self._working):
             call.cancel()
@@ -196,6 +195,11 @@ class TritonServer:
 
     async def infer(self, ask: Ask, timeout: float, metadata: Metadata = ()) -> Answer:
         """Run a model once. Large tensors go through shared memory, if the server has it."""
+        if self._wire is not None and rest.fits(ask):
+            try:
+                return await self._post(self._wire, ask, timeout, metadata)
+            except UnreachableError:
+                log.debug("no HTTP", extra={"replica": self.url})  # gRPC can tell more
         if self._sharing is not None and self._mapped:
             with self._sharing.place(ask) as placed:
                 if placed:
@@ -205,6 +209,22 @@ class TritonServer:
                     except _UnmappedError:  # it has restarted: by wire, and again by memory later
                         self._mapped = self._asked = False
         return await self._infer(ask, _request(ask), timeout, metadata, {})
+
+    async def _post(self, wire: Wire, ask: Ask, timeout: float, metadata: Metadata) -> Answer:
+        name, version = ask.spec.name, ask.spec.version
+        request = rest.request(ask, metadata)
+        try:
+            reply = await wire.post(request, timeout)
+            if reply.status == HTTPStatus.OK:
+                return rest.answer(reply, len(request))
+            code, text = rest.failure(reply)
+        except TimeoutError:
+            code, text = grpc.StatusCode.DEADLINE_EXCEEDED, ""
+        except ConnectionError as error:
+            code, text = grpc.StatusCode.UNAVAILABLE, str(error)
+        except ValueError as error:
+            code, text = grpc.StatusCode.UNKNOWN, str(error)
+        raise translate(code, text, model=name, version=version)
 
     async def _infer(
         self, ask: Ask, request: Any, timeout: float, metadata: Metadata, placed: Mapping[int, Slot]
@@ -355,7 +375,7 @@ def _request(ask: Ask, placed: Mapping[int, Slot] | None = None, region: str = "
     )
     for index, tensor in enumerate(ask.inputs):
         given = request.inputs.add(
-            name=tensor.name, datatype=_NAMES[tensor.datatype], shape=tensor.shape
+            name=tensor.name, datatype=NAMES[tensor.datatype], shape=tensor.shape
         )
         raw = tensor.raw
         if placed and index in placed:
@@ -378,18 +398,12 @@ def _answer(reply: Any, bytes_out: int) -> Answer:
         outputs.append(
             tensor_pb2.Tensor(
                 name=output.name,
-                datatype=_VALUES.get(output.datatype, tensor_pb2.DATATYPE_UNSPECIFIED),
+                datatype=VALUES.get(output.datatype, tensor_pb2.DATATYPE_UNSPECIFIED),
                 shape=output.shape,
                 raw=raws[index] if index < len(raws) else b"",
             )
         )
     return Answer(reply.model_version, outputs, bytes_out, reply.ByteSize())
-
-
-_VALUES: dict[str, Any] = {
-    name.removeprefix("DATATYPE_"): value for name, value in tensor_pb2.Datatype.items() if value
-}
-_NAMES = {value: name for name, value in _VALUES.items()}
 
 
 def with_versions(config: str, versions: Iterable[str], budget_ms: float = 0.0) -> str:
@@ -419,7 +433,7 @@ def _tensor_specs(entries: Iterable[Any], optional: frozenset[str]) -> tuple[Ten
     return tuple(
         TensorSpec(
             entry.name,
-            _VALUES[entry.datatype],
+            VALUES[entry.datatype],
             tuple(entry.shape),
             entry.name in optional,
         )

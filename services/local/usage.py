@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+_QUICK_US = 5_000
+
 
 @dataclass(frozen=True, slots=True)
 class Counters:
@@ -61,6 +63,11 @@ class Meter:
     def __init__(self) -> None:
         self._last: Counters | None = None
         self.usage: Usage | None = None
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether a request is known to be computed within a few milliseconds."""
+        return self.usage is not None and self.usage.compute_us <= _QUICK_US
 
     @property
     def counters(self) -> Counters | None:

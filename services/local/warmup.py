@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from services.local.artifacts import CARD
+from services.local.exchange import Ask
 from services.local.prepare import check_output
 from services.local.spec import ModelSpec, TensorSpec
-from services.local.triton import Ask, TritonServer
+from services.local.triton import TritonServer
 from twinpath.inference import tensors
 from twinpath.inference.v1 import tensor_pb2
 

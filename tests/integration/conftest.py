@@ -29,6 +29,8 @@ from services.cli.launcher.layout import laptop
 from services.cli.launcher.mesh import Mesh, MeshOptions
 from services.cli.launcher.readiness import wait_for
 from services.cli.tracing.spans import Span
+from services.local.usage import Meter
+from tests.local_path import Door
 from tests.support import ROOT, client
 from twinpath.audit.v1 import audit_pb2_grpc
 from twinpath.common.v1 import context_pb2, value_pb2
@@ -235,3 +237,12 @@ async def mesh(session_mesh: MeshUnderTest) -> AsyncIterator[MeshUnderTest]:
 
 def _pids(mesh: MeshUnderTest) -> dict[str, int]:
     return {name: process.pid for name, process in mesh.launcher.processes.items()}
+
+
+@pytest.fixture(params=["gRPC", "HTTP"])
+def door(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Door:
+    """Settings with which all small requests go by one of Triton's doors, from the first one on."""
+    if request.param == "gRPC":
+        return lambda _: {}
+    monkeypatch.setattr(Meter, "is_quick", property(lambda _: True))
+    return lambda server: {"triton_http": server.http_address}

@@ -13,7 +13,7 @@ from services.cli.embedded.triton import Triton
 from services.local.compose import build
 from services.local.settings import LocalSettings
 from tests import triton_models
-from tests.local_path import Stub, ask, failure, features, item, local, model_input, triton
+from tests.local_path import Door, Stub, ask, failure, features, item, local, model_input, triton
 from tests.support import MeshKeys, client, settings_for, start_service
 from twinpath.inference import tensors
 
@@ -61,10 +61,10 @@ async def test_a_tensor_of_64_mib(server: Triton, keys: MeshKeys, limit: int, pa
 
 @pytest.mark.parametrize("what", [1, 2, 3, 4])
 async def test_an_output_of_a_wrong_shape_or_type_is_no_answer(
-    server: Triton, keys: MeshKeys, what: int
+    server: Triton, keys: MeshKeys, door: Door, what: int
 ) -> None:
     """Alone and among others; a companion gets its own."""
-    async with local(keys, server.url) as stub:
+    async with local(keys, server.url, **door(server)) as stub:
         [result] = await ask(stub, item("misshapen", features([what])))
         error = failure(result)
         assert error.code is grpc.StatusCode.INTERNAL

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from services.cli.embedded.triton import Triton
-from tests.local_path import Stub, ask, failure, features, item, local, triton
-from tests.support import MeshKeys, refusal
+from services.local.wire import Reply, Wire
+from tests.local_path import Door, Stub, ask, failure, features, item, local, triton
+from tests.support import MeshKeys, free_port, refusal
 from twinpath.common.v1 import decision_pb2
 from twinpath.inference import tensors
 from twinpath.inference.v1 import inference_pb2, tensor_pb2
@@ -27,10 +28,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
 
 
 @pytest.fixture
-async def stub(server: Triton, keys: MeshKeys) -> AsyncIterator[Stub]:
+async def stub(server: Triton, keys: MeshKeys, door: Door) -> AsyncIterator[Stub]:
     """The local path over it."""
     options = {"models": server.options.models, "machine_usd_per_hour": 3.6, "machine_slots": 2}
-    async with local(keys, server.url, **options) as found:
+    async with local(keys, server.url, **options, **door(server)) as found:
         yield found
 
 
@@ -193,10 +194,10 @@ async def test_an_item_takes_no_longer_than_its_time(stub: Stub) -> None:
     ],
 )
 async def test_a_model_that_fails_is_told_apart(
-    server: Triton, keys: MeshKeys, what: int, code: grpc.StatusCode, reason: str
+    server: Triton, keys: MeshKeys, door: Door, what: int, code: grpc.StatusCode, reason: str
 ) -> None:
     """Each kind of failure has its status, and the model's own words stay inside."""
-    async with local(keys, server.url) as stub:
+    async with local(keys, server.url, **door(server)) as stub:
         [result] = await ask(stub, item("faulty", features([what])), timeout=30)
         error = failure(result)
     assert (error.code, error.reason) == (code, reason)
@@ -274,10 +275,12 @@ async def test_items_that_share_a_request_keep_their_own_time(stub: Stub) -> Non
     assert second.status.code == 0
 
 
-async def test_the_trace_of_an_item_reaches_triton(server: Triton, keys: MeshKeys) -> None:
+async def test_the_trace_of_an_item_reaches_triton(
+    server: Triton, keys: MeshKeys, door: Door
+) -> None:
     """The headers of the item itself, also where its neighbour has another trace."""
     parents = [f"00-{n:032x}-{n:016x}-01" for n in (1, 2)]
-    async with local(keys, server.url) as stub:
+    async with local(keys, server.url, **door(server)) as stub:
         items = [
             item("headers", features([1]), name=parent, trace={"traceparent": parent})
             for parent in parents
@@ -287,3 +290,33 @@ async def test_the_trace_of_an_item_reaches_triton(server: Triton, keys: MeshKey
     seen = [tensors.decode_bytes(r.outputs[0].raw)[0].decode() for r in results]
     # Where this process records spans, a span of local's own stands between; the trace is the same.
     assert [s.split("-")[1] for s in seen] == [p.split("-")[1] for p in parents]
+
+
+async def test_small_requests_of_a_quick_model_go_by_http(
+    server: Triton, keys: MeshKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once Triton has said that it is quick; the answer is the same, and metered as before."""
+    by_http: list[bytes] = []
+    post = Wire.post
+
+    async def noted(self: Wire, request: bytes, timeout: float) -> Reply:
+        by_http.append(request)
+        return await post(self, request, timeout)
+
+    monkeypatch.setattr(Wire, "post", noted)
+    given = features([1.5, -2.0])
+    async with local(keys, server.url, triton_http=server.http_address) as stub:
+        async with asyncio.timeout(30):
+            while not by_http:
+                [result] = await ask(stub, item("echo", given))
+                assert list(result.outputs) == list(given.tensors)
+        assert given.tensors[0].raw in by_http[0]
+        assert result.metering.sent
+        assert result.metering.bytes_out == len(by_http[0])
+        assert result.metering.bytes_in > 8
+    async with local(keys, server.url, triton_http=f"127.0.0.1:{free_port()}") as stub:
+        before = len(by_http)
+        async with asyncio.timeout(30):
+            while len(by_http) < before + 3:  # nobody listens there: gRPC answers
+                [result] = await ask(stub, item("echo", given))
+                assert list(result.outputs) == list(given.tensors)

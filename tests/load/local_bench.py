@@ -171,6 +171,7 @@ class Bench:
                 "PATH": "/usr/bin:/bin",
                 "TWINPATH_LOCAL_LISTEN": self.local,
                 "TWINPATH_TRITON_URL": self.triton.url,
+                "TWINPATH_TRITON_HTTP": self.triton.http_address,
                 "TWINPATH_LOCAL_MACHINE_USD_PER_HOUR": "0.1",
             },
             cwd=ROOT,

@@ -94,9 +94,14 @@ class Triton(ManagedProcess):
         return f"{LOOPBACK}:{self.grpc_port}"
 
     @property
+    def http_address(self) -> str:
+        """Its HTTP address, as TWINPATH_TRITON_HTTP takes it."""
+        return f"{LOOPBACK}:{self.http_port}"
+
+    @property
     def http_url(self) -> str:
-        """Its HTTP address."""
-        return f"http://{LOOPBACK}:{self.http_port}"
+        """The same as a URL."""
+        return f"http://{self.http_address}"
 
     @property
     def metrics_url(self) -> str:

@@ -33,6 +33,7 @@ class Wiring:
         features_url: redis:// of the feature store.
         feast_address: The same, as Feast's connection string.
         triton_url: host:port of Triton's gRPC.
+        triton_http: host:port of Triton's HTTP; empty: not known.
         standin_url: http:// of the stand-in vendor.
         standin_port: Its port.
         standin_admin_port: Its admin's port.
@@ -51,6 +52,7 @@ class Wiring:
     standin_url: str
     standin_port: int
     standin_admin_port: int
+    triton_http: str = ""
     otlp_endpoint: str = ""
     own_triton: bool = True
     extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -106,6 +108,7 @@ def environments(layout: Layout, keys: Keys, wiring: Wiring) -> dict[str, dict[s
             "TWINPATH_LOCAL_CONTROL": "explicit" if wiring.own_triton else "none",
             "TWINPATH_LOCAL_CONTROL_FILE": str(layout.control_file),
             **(signed if layout.models is None else {}),
+            **({"TWINPATH_TRITON_HTTP": wiring.triton_http} if wiring.triton_http else {}),
         },
         "remote": {"TWINPATH_GRANT_KEYS": str(keys.grant_public), **standin},
         "audit": {

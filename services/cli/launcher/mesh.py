@@ -241,6 +241,9 @@ class Mesh:
             features_url=features_url,
             feast_address=ground.feast_address(features_url),
             triton_url=environment.get("TWINPATH_TRITON_URL") or f"{LOOPBACK}:{port['triton']}",
+            triton_http=environment.get("TWINPATH_TRITON_HTTP", "")
+            if environment.get("TWINPATH_TRITON_URL")
+            else f"{LOOPBACK}:{port['triton-http']}",
             standin_url=f"http://{LOOPBACK}:{port['standin']}",
             standin_port=port["standin"],
             standin_admin_port=port["standin-admin"],

@@ -294,6 +294,9 @@ def test_the_trained_models_are_signed_and_checked(tmp_path: Path) -> None:
     assert "TWINPATH_LOCAL_ARTIFACT_KEYS" not in environments(other, keys, wiring())["local"]
     foreign = environments(where, keys, wiring(own_triton=False))["local"]
     assert foreign["TWINPATH_LOCAL_CONTROL"] == "none"
+    assert "TWINPATH_TRITON_HTTP" not in foreign
+    both = environments(where, keys, wiring(triton_http="127.0.0.1:9"))["local"]
+    assert both["TWINPATH_TRITON_HTTP"] == "127.0.0.1:9"
 
 
 def test_a_key_of_ones_own_signs(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ import pytest
 
 from services.chassis.clock import SystemClock
 from services.chassis.errors import ServiceError, UnavailableError, from_status
+from services.local.exchange import Answer, Ask, Metadata
 from services.local.item import Items
 from services.local.models import Known
 from services.local.spec import ModelSpec, TensorSpec
 from services.local.stream import Streams
-from services.local.triton import Answer, Ask, Metadata
 from services.local.usage import Price
 from tests.unit.chassis.probe import item as make_item
 from twinpath.inference import digest

@@ -11,10 +11,10 @@ import pytest
 
 from services.chassis.clock import SystemClock
 from services.chassis.errors import InternalError, from_status
+from services.local.exchange import Answer, Ask, Metadata
 from services.local.item import Items
 from services.local.models import Known
 from services.local.spec import ModelSpec, TensorSpec
-from services.local.triton import Answer, Ask, Metadata
 from services.local.usage import Price, Usage
 from tests.local_path import features
 from tests.local_path import item as make_item

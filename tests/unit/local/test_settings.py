@@ -41,6 +41,23 @@ def test_replicas_are_listed_once_each(monkeypatch: pytest.MonkeyPatch, keys: Me
     assert load(LocalSettings).replicas == ["b:1", "a:2"]
 
 
+def test_each_replica_has_one_http_door_or_none(
+    monkeypatch: pytest.MonkeyPatch, keys: MeshKeys
+) -> None:
+    """In the replicas' order; some of them without would be mixed up."""
+    for name, value in keys.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TWINPATH_LOCAL_LISTEN", "127.0.0.1:0")
+    monkeypatch.setenv("TWINPATH_TRITON_URL", "a:1,b:1")
+    assert load(LocalSettings).doors == []
+    monkeypatch.setenv("TWINPATH_TRITON_HTTP", "a:2, b:2")
+    assert load(LocalSettings).doors == ["a:2", "b:2"]
+    for wrong in ("a:2", "http://a:2,b:2"):
+        monkeypatch.setenv("TWINPATH_TRITON_HTTP", wrong)
+        with pytest.raises(SettingsError, match="TWINPATH_TRITON_HTTP"):
+            load(LocalSettings)
+
+
 def test_keys_without_files_are_a_mistake(monkeypatch: pytest.MonkeyPatch, keys: MeshKeys) -> None:
     """Signatures that can't be checked must not look as if they were."""
     for name, value in keys.environment().items():
