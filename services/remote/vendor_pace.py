@@ -50,6 +50,10 @@ class Pace:
         wait = exhausted_for_s(headers, now_s)
         if status in (429, 503, 529):
             wait = max(wait, failures.retry_after(headers.get("Retry-After"), now_s) or 0.0)
+        self.hold(model, wait)
+
+    def hold(self, model: Model, wait: float) -> None:
+        """Send nothing for so many seconds, an hour at most."""
         if wait > 0:
             key = (model.name, model.version)
             until = self._clock.monotonic() + min(wait, failures.LONGEST_WAIT_S)

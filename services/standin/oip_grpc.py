@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from services.standin.engine import UnknownModelError
@@ -16,15 +18,27 @@ from services.standin.oip import BadRequestError
 from services.standin.tensors import DATATYPES, BadTensorError, Tensor, from_raw
 
 if TYPE_CHECKING:
+    from services.standin.faults import Fault
     from services.standin.server import Public
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
+# As gateways translate statuses, for faults that name one and no code.
+_OF_STATUS = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+}
 
 
 class GrpcSide(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """Serves the same models as the HTTP side, and counts in the same ledger.
 
-    A fault of kind `error` answers with the gRPC code whose number is its `code`.
+    A fault of kind `error` answers with the gRPC code whose number is its `code`, or with the one
+    that gateways make of its `status`. Of `rate_limit` a time in seconds goes as RetryInfo, an HTTP
+    date as metadata, as proxies do.
     """
 
     def __init__(self, public: Public) -> None:
@@ -59,11 +73,17 @@ class GrpcSide(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         fault = self._public.schedule.draw(request.model_name)
         kind = None if fault is None else fault.kind
         if fault is not None and kind == "error":
-            await context.abort(_CODES[int(fault.code)], fault.message)
+            unknown = grpc.StatusCode.UNKNOWN
+            code = _CODES[int(fault.code)] if fault.code else _OF_STATUS.get(fault.status, unknown)
+            await context.abort(code, fault.message)
+        if fault is not None and kind == "rate_limit":
+            await _limit(context, fault)
         if fault is not None and kind in ("hang", "slow"):
             await asyncio.sleep(fault.delay_ms / 1000)
-        right = f"Bearer {self._public.settings.bearer}"
-        if not hmac.compare_digest(shown.encode(), right.encode()):
+        settings = self._public.settings
+        if _is(shown, settings.limited_bearer):
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "this token may not infer")
+        if not _is(shown, settings.bearer):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a valid token is needed")
         try:
             version, model = self._public.engine.find(
@@ -82,6 +102,27 @@ class GrpcSide(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             reply.outputs.add(name=name, datatype=tensor.datatype, shape=tensor.shape)
             reply.raw_output_contents.append(b"" if kind == "truncated" else tensor.raw)
         return reply
+
+
+async def _limit(context: grpc.aio.ServicerContext, fault: Fault) -> None:
+    wait = fault.retry_after or ""
+    status = status_pb2.Status(code=grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], message="too many")
+    if wait.isdecimal():
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromSeconds(int(wait))
+        status.details.add().Pack(retry)
+    elif wait:
+        await context.abort(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "too many",
+            trailing_metadata=(("retry-after", wait),),
+        )
+    await context.abort_with_status(rpc_status.to_status(status))
+
+
+def _is(shown: str, bearer: str | None) -> bool:
+    right = f"Bearer {bearer}"
+    return bearer is not None and hmac.compare_digest(shown.encode(), right.encode())
 
 
 async def serve(public: Public, host: str, port: int) -> tuple[grpc.aio.Server, int]:

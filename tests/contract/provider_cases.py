@@ -149,6 +149,8 @@ class Case:
         quota: A fault whose error answer says that the account is spent.
         secret: What the token's file holds.
         needs: A package without which the case is skipped.
+        grpc: Whether it speaks gRPC: it has codes then, no HTTP statuses.
+        breaks: The faults that its answers can have, of those that the suite plays.
     """
 
     name: str
@@ -168,6 +170,19 @@ class Case:
     quota: dict[str, Any] = field(default_factory=dict)
     secret: str = "{token}"
     needs: str = ""
+    grpc: bool = False
+    breaks: frozenset[str] = frozenset(
+        {
+            "reset",
+            "cut",
+            "truncated",
+            "wrong_content_type",
+            "garbage",
+            "error_inside",
+            "hang",
+            "drip",
+        }
+    )
 
     def __str__(self) -> str:
         return self.name
@@ -291,5 +306,10 @@ CASES = [
     Case(
         "oip-http", "oip-http", "echo", "1", OIP_MODEL, TABLE, _echoed, "oip-http-binary/1",
         suffix="", counts=False,
+    ),
+    Case(
+        "oip-grpc", "oip-grpc", "echo", "1", OIP_MODEL, TABLE, _echoed, "oip-grpc/1",
+        suffix="", counts=False, needs="tritonclient.grpc", grpc=True,
+        breaks=frozenset({"truncated", "hang"}),
     ),
 ]  # fmt: skip

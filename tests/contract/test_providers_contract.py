@@ -35,6 +35,7 @@ from twinpath.common.v1 import context_pb2, decision_pb2
 from twinpath.inference.v1 import inference_pb2
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
+over_http = pytest.mark.parametrize("case", [c for c in CASES if not c.grpc], ids=str)
 saying = pytest.mark.parametrize("case", [c for c in CASES if c.says], ids=str)
 streaming = pytest.mark.parametrize("case", [c for c in CASES if c.streams], ids=str)
 
@@ -46,7 +47,9 @@ async def served(
     """The service with the case's provider file, and the stand-in."""
     if case.needs:
         pytest.importorskip(case.needs, reason="this provider's own package")
-    async with start_remote(keys, folder, provider=case.provider(**options)) as remote:
+    standin = {"grpc_port": 0} if case.grpc else {}
+    provider = case.provider(**options)
+    async with start_remote(keys, folder, provider=provider, standin=standin) as remote:
         yield remote
 
 
@@ -101,7 +104,7 @@ async def test_the_cost_is_exact_to_the_vendors_report(case: Case, keys, tmp_pat
     assert metering.cost.basis == decision_pb2.COST_BASIS_REPORTED
 
 
-@every_case
+@over_http
 async def test_the_table_of_statuses_holds(case: Case, keys, tmp_path) -> None:
     """Every row, for every provider, without a word of the vendor's own."""
     async with served(case, keys, tmp_path) as remote:
@@ -118,29 +121,32 @@ async def test_the_table_of_statuses_holds(case: Case, keys, tmp_path) -> None:
         assert remote.posts == len(BY_STATUS)  # no retry of our own
 
 
-@every_case
+BROKEN = {
+    "reset": "VENDOR_CONNECTION_LOST",
+    "cut": "VENDOR_CONNECTION_LOST",
+    "truncated": "VENDOR_ANSWER_INVALID",
+    "wrong_content_type": "VENDOR_ANSWER_INVALID",
+    "garbage": "VENDOR_ANSWER_INVALID",
+    "error_inside": "VENDOR_ERROR_INSIDE",
+    "hang": "VENDOR_TIMEOUT",
+    "drip": "VENDOR_TIMEOUT",
+}
+
+
 @pytest.mark.parametrize(
-    ("fault", "reason"),
-    [
-        ("reset", "VENDOR_CONNECTION_LOST"),
-        ("cut", "VENDOR_CONNECTION_LOST"),
-        ("truncated", "VENDOR_ANSWER_INVALID"),
-        ("wrong_content_type", "VENDOR_ANSWER_INVALID"),
-        ("garbage", "VENDOR_ANSWER_INVALID"),
-        ("error_inside", "VENDOR_ERROR_INSIDE"),
-        ("hang", "VENDOR_TIMEOUT"),
-        ("drip", "VENDOR_TIMEOUT"),
-    ],
+    ("case", "fault"),
+    [(case, fault) for case in CASES for fault in BROKEN if fault in case.breaks],
+    ids=str,
 )
 async def test_nothing_that_is_no_whole_answer_passes_for_one(
-    case: Case, keys, tmp_path, fault, reason
+    case: Case, keys, tmp_path, fault
 ) -> None:
     """Each broken answer has its reason, and no outputs."""
     async with served(case, keys, tmp_path) as remote:
         await remote.faults({"fault": fault})
         context = context_pb2.ItemContext(id="short", time_left_us=600_000)
         result = await ask(case, remote, context=context)
-    assert reason_of(result) == reason
+    assert reason_of(result) == BROKEN[fault]
     assert not result.outputs
     assert result.metering.sent
     # It may be billed all the same, and the vendor's own report did not come.

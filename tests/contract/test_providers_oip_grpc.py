@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import email.utils
 import hashlib
+import time
 
 import grpc
 import pytest
 from prometheus_client import REGISTRY, generate_latest
 
 from services.chassis.errors import from_status
-from services.remote.providers import oip_grpc
+from services.remote import catalog
+from services.remote.providers import mistakes, oip_grpc
+from services.remote.yaml_lines import CatalogError
+from services.standin.oip_grpc import serve
 from tests.support import free_port
 from tests.unit.remote.support import (
     VENDOR_TOKEN,
@@ -115,6 +120,129 @@ async def test_where_nobody_listens_nothing_was_sent(keys, tmp_path) -> None:
     assert from_status(result.status).reason == "VENDOR_UNAVAILABLE"
     assert not result.metering.sent
     assert not result.metering.wire_digest
+
+
+async def test_a_name_that_does_not_resolve_is_told_apart(keys, tmp_path) -> None:
+    """As over HTTP; nothing was sent."""
+    async with served(keys, tmp_path, base_url="https://vendor.invalid") as remote:
+        result = await remote.one()
+    assert from_status(result.status).reason == "VENDOR_DNS_FAILED"
+    assert not result.metering.sent
+
+
+async def test_a_connection_without_tls_that_we_trust_is_told_apart(keys, tmp_path) -> None:
+    """A server that speaks no TLS gets nothing."""
+
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4096)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(plain, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, served(keys, tmp_path, base_url=f"https://127.0.0.1:{port}") as remote:
+        result = await remote.one()
+    assert from_status(result.status).reason == "VENDOR_TLS_FAILED"
+    assert not result.metering.sent
+
+
+async def test_a_server_that_never_says_hello_is_a_connect_timeout(keys, tmp_path) -> None:
+    """It takes the connection and is silent before anything may be sent."""
+    ends = asyncio.Event()
+
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        del reader
+        await ends.wait()
+        writer.close()
+
+    server = await asyncio.start_server(mute, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, served(keys, tmp_path, base_url=f"http://127.0.0.1:{port}") as remote:
+        result = await remote.one()
+        ends.set()
+    assert from_status(result.status).reason == "VENDOR_CONNECT_TIMEOUT"
+    assert not result.metering.sent
+
+
+async def test_a_connection_that_breaks_under_a_call_is_told_apart(keys, tmp_path) -> None:
+    """Sent, and what it cost is an estimate."""
+
+    async def breaks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(bytes.fromhex("000000040000000000"))  # HTTP/2's SETTINGS, with none
+        seen = b""
+        while b"input" not in seen and b"echo" not in seen:
+            seen += await reader.read(4096)
+        writer.transport.abort()
+
+    server = await asyncio.start_server(breaks, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, served(keys, tmp_path, base_url=f"http://127.0.0.1:{port}") as remote:
+        result = await remote.one()
+    assert from_status(result.status).reason == "VENDOR_CONNECTION_LOST"
+    assert result.metering.sent
+    assert result.metering.cost.basis == decision_pb2.COST_BASIS_ESTIMATED
+
+
+async def test_a_server_that_comes_back_is_asked_again(keys, tmp_path) -> None:
+    """A failed connection is tried anew, without a restart."""
+    port = free_port()
+    async with served(keys, tmp_path, base_url=f"http://127.0.0.1:{port}") as remote:
+        assert from_status((await remote.one()).status).reason == "VENDOR_UNAVAILABLE"
+        server, _ = await serve(remote.standin.public, "127.0.0.1", port)
+        try:
+            async with asyncio.timeout(15):
+                while (await remote.one()).status.code:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+        finally:
+            await server.stop(0)
+
+
+async def test_both_forms_of_a_time_to_wait_are_kept_to(keys, tmp_path) -> None:
+    """RetryInfo of a server, and the metadata of a proxy."""
+    when = email.utils.formatdate(time.time() + 300, usegmt=True)
+    for wait in ("300", when):
+        async with served(keys, tmp_path) as remote:
+            await remote.faults({"fault": f"rate_limit;retry_after={wait}", "count": 1})
+            for _ in range(2):
+                error = from_status((await remote.one()).status)
+                assert error.reason == "VENDOR_RATE_LIMITED"
+                assert 290 < error.retry_after <= 300
+            assert remote.posts == 1
+
+
+async def test_headers_of_the_provider_file_go_as_metadata(keys, tmp_path) -> None:
+    """Also the one that the token goes in."""
+
+    def own(base_url: str, token_file) -> str:
+        extra = "headers: {X-Route: blue}\nauth: {header: X-Own-Key, scheme: Key}"
+        return provider(base_url, token_file) + extra
+
+    async with start_remote(keys, tmp_path, provider=own, standin={"grpc_port": 0}) as remote:
+        result = await remote.one()
+        (entry,) = remote.standin.public.ledger.entries(10)
+    assert entry.headers["x-route"] == "blue"
+    assert entry.headers["x-own-key"].startswith("Key ")
+    # The stand-in wants it elsewhere, and says so.
+    assert from_status(result.status).reason == "VENDOR_TOKEN_REJECTED"
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ("query: {a: b}", "query"),
+        ("cost_header: x-cost", "cost_header"),
+        ("probe_path: /up", "probe_path"),
+        ("max_connections: 3", "max_connections"),
+        ("encoding: json", "encoding"),
+    ],
+)
+def test_a_key_that_has_no_effect_is_a_mistake(tmp_path, line, place) -> None:
+    """With file and line, as every other."""
+    path = tmp_path / "providers" / "standin.yaml"
+    path.parent.mkdir()
+    path.write_text(provider("http://127.0.0.1:1", tmp_path / "t") + line)
+    with pytest.raises(CatalogError, match=rf"standin.yaml:\d+: {place}: "):
+        catalog.load(tmp_path, mistakes)
 
 
 async def test_a_rotated_token_is_used_and_none_is_in_any_output(keys, tmp_path, caplog) -> None:

@@ -41,7 +41,7 @@ def attributes(spans: InMemorySpanExporter) -> dict[str, Any]:
     return dict(found[-1].attributes or {})
 
 
-@every_case
+@pytest.mark.parametrize("case", [c for c in CASES if not c.grpc], ids=str)
 async def test_the_span_says_what_was_asked_by_http_and_answered(
     case: Case, keys, tmp_path, spans: InMemorySpanExporter
 ) -> None:

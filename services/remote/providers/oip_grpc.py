@@ -2,6 +2,7 @@
 
 The base URL is `https://host:port` (TLS) or, on this machine, `http://host:port`. The messages
 are tritonclient's: there must be one package called `inference` in a process, and it owns it.
+An answer comes whole, so the time to its first byte is all that can be seen of a silent server.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from services.chassis.clock import Clock
-from services.chassis.errors import ServiceError
+from services.chassis.errors import ServiceError, from_rpc_error
 from services.remote import failures, tracing
 from services.remote.catalog import Model, Options, Provider
+from services.remote.catalog_access import Auth
 from services.remote.http_vendor import usable_s
-from services.remote.prices import day_of, price_on
+from services.remote.prices import day_of, guess_tokens, price_on
 from services.remote.provider import Answer, Ask, Tensors, no_stream
 from services.remote.tensor_fit import violations
 from services.remote.tokens import TokenSource
+from services.remote.vendor_pace import Pace
 from services.remote.wire import AnswerError, Usage
 from services.remote.yaml_lines import Mistake
 from twinpath.common.v1 import decision_pb2
@@ -60,6 +63,22 @@ UNTOLD = frozenset(
         grpc.StatusCode.UNAVAILABLE,
     }
 )
+_READY, _FAILED = grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE
+# Why there is no connection, or none any more, is said by gRPC's own text alone.
+_UNREACHABLE = {
+    "errors resolving": failures.DNS,
+    "resolution failed": failures.DNS,
+    "handshake": failures.TLS,
+    "Verification": failures.TLS,
+    "not in peer certificate": failures.TLS,
+    "imed out": failures.CONNECT_TIMEOUT,
+    "imeout occurred": failures.CONNECT_TIMEOUT,
+}
+_BROKEN = ("Socket closed", "Connection reset", "Stream removed")
+_LOOK_S = 0.1
+_MAX_BACKOFF_MS = 500
+# What a provider file can say that has no meaning here.
+_NO_EFFECT = ("query", "cost_header", "probe_path", "max_connections")
 
 
 class ModelOptions(Options):
@@ -71,12 +90,19 @@ class ProviderOptions(Options):
 
 
 def check_provider(provider: Provider) -> Iterator[Mistake]:
-    """Yield what this adapter can't do that HTTP's can."""
+    """Yield what this adapter can't do that HTTP's can: no key stands there without effect."""
     if provider.token.oauth2 is not None:
         yield ("token", "oauth2"), "over gRPC a token comes from a file or the environment"
     for index, model in enumerate(provider.models):
         if model.token is not None:
             yield ("models", index, "token"), "over gRPC all models have the provider's token"
+    for key in _NO_EFFECT:
+        if key in provider.model_fields_set:
+            yield (key,), "has no effect over gRPC"
+    if provider.encoding != "binary":
+        yield ("encoding",), "over gRPC tensors go as raw bytes"
+    if urlsplit(provider.base_url).path.strip("/"):
+        yield ("base_url",), "over gRPC there is no path behind host and port"
 
 
 def make(provider: Provider, clock: Clock, max_answer_bytes: int) -> OipGrpc:
@@ -91,6 +117,8 @@ class OipGrpc:
         self._provider = provider
         self._clock = clock
         self._token = TokenSource(provider.name, provider.token)
+        self._auth = provider.auth or Auth()
+        self._pace = Pace(provider, clock)
         url = urlsplit(provider.base_url)
         secure = url.scheme == "https"
         target = f"{url.hostname}:{url.port or (443 if secure else 80)}"
@@ -101,7 +129,9 @@ class OipGrpc:
             ("grpc.enable_retries", 0),
             ("grpc.enable_http_proxy", 0),
             ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.max_reconnect_backoff_ms", 1_000),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", _MAX_BACKOFF_MS),
+            ("grpc.min_reconnect_backoff_ms", int(provider.connect_timeout_s * 1000)),
         ]
         self._channel = (
             grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(), options)
@@ -123,8 +153,9 @@ class OipGrpc:
 
     async def infer(self, ask: Ask, metering: inference_pb2.Metering) -> Answer:
         """See `Adapter`."""
+        self._pace.check(ask.model)
         content = _render(ask)
-        metadata = [*ask.headers.items(), ("authorization", f"Bearer {self._token.token()}")]
+        metadata = [*ask.headers.items(), *self._metadata()]
         deadline = self._clock.monotonic() + min(
             usable_s(ask.time_left_s), self._provider.timeout_s
         )
@@ -134,15 +165,21 @@ class OipGrpc:
         metering.bytes_out = len(content)
         metering.wire_digest = hashlib.sha256(content).digest()
         metering.renderer_version = RENDERER
+        left = max(0.001, deadline - self._clock.monotonic())
+        silence = min(left, self._provider.silence_timeout_s)
         try:
-            reply = await self._infer(
-                content, metadata=metadata, timeout=max(0.001, deadline - self._clock.monotonic())
-            )
+            reply = await self._infer(content, metadata=metadata, timeout=silence)
         except grpc.aio.AioRpcError as error:
             tracing.answered_grpc(error.code().value[0])
             if error.code() in UNTOLD:
                 self._bill(ask.model, metering)
-            raise self._of(error) from None
+            if (
+                error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+                and silence < left
+                and self._clock.monotonic() >= deadline - left + silence
+            ):
+                raise failures.SILENT.error(self._provider.name) from None
+            raise self._of(ask.model, error) from None
         except asyncio.CancelledError:
             self._bill(ask.model, metering)
             raise
@@ -170,13 +207,12 @@ class OipGrpc:
         """See `Adapter`."""
         deadline = self._clock.monotonic() + time_left_s
         await self._connected(deadline)
-        metadata = [("authorization", f"Bearer {self._token.token()}")]
         left = max(0.001, deadline - self._clock.monotonic())
         try:
-            reply = await self._ready(b"", metadata=metadata, timeout=left)
+            reply = await self._ready(b"", metadata=self._metadata(), timeout=left)
             ready = service_pb2.ServerReadyResponse.FromString(reply).ready
         except grpc.aio.AioRpcError as error:
-            raise self._of(error) from None
+            raise self._of(None, error) from None
         except DecodeError:
             ready = False
         if not ready:
@@ -186,27 +222,70 @@ class OipGrpc:
         """See `Adapter`."""
         await self._channel.close()
 
+    def _metadata(self) -> list[tuple[str, str]]:
+        """Return what says who we are, and what the provider file adds."""
+        scheme = f"{self._auth.scheme} " if self._auth.scheme else ""
+        fixed = [(name.lower(), value) for name, value in self._provider.headers.items()]
+        return [*fixed, (self._auth.header.lower(), scheme + self._token.token())]
+
     async def _connected(self, deadline: float) -> None:
         """Wait for a connection: what fails before there is one has sent nothing."""
-        left = deadline - self._clock.monotonic()
-        if self._channel.get_state(try_to_connect=True) == grpc.ChannelConnectivity.READY:
+        state = self._channel.get_state(try_to_connect=True)
+        if state is _READY:
             return
+        left = min(deadline - self._clock.monotonic(), self._provider.connect_timeout_s)
         try:
-            async with asyncio.timeout(min(left, self._provider.connect_timeout_s)):
-                await self._channel.channel_ready()
+            async with asyncio.timeout(left):
+                while state not in (_READY, _FAILED):
+                    await self._channel.wait_for_state_change(state)
+                    state = self._channel.get_state(try_to_connect=True)
         except TimeoutError:
-            raise failures.REFUSED.error(self._provider.name) from None
+            raise failures.CONNECT_TIMEOUT.error(self._provider.name) from None
+        if state is _FAILED:
+            raise await self._unreachable()
 
-    def _of(self, error: grpc.aio.AioRpcError) -> ServiceError:
-        failure = _FAILURES.get(error.code(), failures.HTTP[500])
-        return failure.error(self._provider.name, grpc_code=error.code().name)
+    async def _unreachable(self) -> ServiceError:
+        """Return why the last try to connect failed; a call without content is told by gRPC."""
+        text = ""
+        try:
+            await self._ready(b"", timeout=_LOOK_S)
+        except grpc.aio.AioRpcError as error:
+            text = error.details() or ""
+        for mark, failure in _UNREACHABLE.items():
+            if mark in text:
+                return failure.error(self._provider.name)
+        return failures.REFUSED.error(self._provider.name)
+
+    def _of(self, model: Model | None, error: grpc.aio.AioRpcError) -> ServiceError:
+        code, wait = error.code(), None
+        failure = _FAILURES.get(code, failures.HTTP[500])
+        if code is grpc.StatusCode.UNAVAILABLE and any(
+            mark in (error.details() or "") for mark in _BROKEN
+        ):
+            failure = failures.LOST
+        elif code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE):
+            wait = _wait_s(error, self._clock.unix_us() / 1e6)
+            if model is not None:
+                self._pace.hold(model, wait or 0.0)
+        return failure.error(self._provider.name, retry_after=wait, grpc_code=code.name)
 
     def _bill(self, model: Model, metering: inference_pb2.Metering) -> None:
         price = price_on(model.price, day_of(self._clock.unix_us()))
         if price is not None:
             metering.cost.currency_code = "USD"
-            metering.cost.nanos = price.nanos(Usage(), metering.bytes_out, metering.bytes_in)
+            usage = Usage(guess_tokens(metering.bytes_out), guess_tokens(metering.bytes_in))
+            metering.cost.nanos = price.nanos(usage, metering.bytes_out, metering.bytes_in)
             metering.cost.basis = decision_pb2.COST_BASIS_ESTIMATED
+
+
+def _wait_s(error: grpc.aio.AioRpcError, now_unix_s: float) -> float | None:
+    """Return the seconds to wait that a server (RetryInfo) or a proxy (`retry-after`) asks for."""
+    said = from_rpc_error(error).retry_after
+    if said is not None:
+        return min(max(said, 0.0), failures.LONGEST_WAIT_S)
+    metadata = dict(error.trailing_metadata() or ())
+    value = metadata.get("retry-after")
+    return failures.retry_after(value if isinstance(value, str) else None, now_unix_s)
 
 
 def _render(ask: Ask) -> bytes:
