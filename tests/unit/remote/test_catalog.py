@@ -120,3 +120,32 @@ def test_the_repositorys_own_catalog_is_good() -> None:
     """What we ship loads."""
     found = catalog.load(ROOT / "deploy" / "catalog", providers.mistakes, {})
     assert found["standin"].find("diabetes_large", "1") is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("{answer_schema: {type: array}}", "answer_schema must be of type object"),
+        ("{task: tabular, columns: {x: [a]}, answer_schema: {type: object}}", "to text tasks"),
+    ],
+)
+def test_a_schema_that_no_answer_could_be_forced_to_is_a_mistake(
+    tmp_path: Path, options: str, words: str
+) -> None:
+    """Found when the file is read, not by the first caller."""
+    text = f"""
+name: acme
+protocol: openai-chat
+base_url: https://api.acme.example
+token: {{env: ACME_TOKEN}}
+region: eu
+max_data_class: internal
+models:
+  - name: m
+    version: "1"
+    inputs: [{{name: x, datatype: BYTES, shape: [1]}}]
+    outputs: [{{name: y, datatype: BYTES, shape: [1]}}]
+    options: {options}
+"""
+    with pytest.raises(CatalogError, match=words):
+        load(tmp_path, text)
