@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import signal
 import sys
 import tempfile
@@ -160,6 +161,7 @@ def main() -> int:
     parser.add_argument("--state", type=Path, default=Path(".twinpath/chaos.json"))
     parser.add_argument("--anew", action="store_true", help="forget what was done before")
     given = parser.parse_args()
+    logging.disable(logging.CRITICAL)  # what a simulated disk makes the service say
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what it started ends with it
     chosen = [part for part in PARTS if not given.only or part.name in given.only]
     if given.seed is not None:

@@ -12,14 +12,21 @@ from functools import cache
 
 from services.audit.verify import verify_log
 from tests.unit.audit import mutations as mu
+from tests.unit.audit import two_journals
 from tests.unit.audit.crashes import run_retention_to_crash, run_to_crash
 from tests.unit.audit.simfs import SimFileSystem
 from tests.unit.audit.test_group_commit import one_faulty_run
 
 
 def crash(seed: int) -> Counter[str]:
-    """Crash a disk that drops, tears and reorders unsynced writes while records are appended."""
-    kept, crashes = run_to_crash(seed)
+    """Crash disks that drop, tear and reorder unsynced writes while records are appended.
+
+    By turns one journal alone, and the ledger over its two: records and their payloads.
+    """
+    if seed % 2:
+        kept, crashes = asyncio.run(two_journals.crash_run(seed))
+    else:
+        kept, crashes = run_to_crash(seed)
     return Counter(times=crashes, acknowledged=kept)
 
 
@@ -30,8 +37,9 @@ def crash_in_retention(seed: int) -> Counter[str]:
 
 
 def failed_operation(seed: int) -> Counter[str]:
-    """Fail an operation with EIO or ENOSPC."""
-    return Counter(times=1, acknowledged=asyncio.run(one_faulty_run(seed)))
+    """Fail operations with EIO or ENOSPC, by turns as above."""
+    run = two_journals.faulty_run if seed % 2 else one_faulty_run
+    return Counter(times=1, acknowledged=asyncio.run(run(seed)))
 
 
 @cache
