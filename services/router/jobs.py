@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import grpc
+
 from services.chassis.call import Call, Identity
 from services.chassis.clock import Clock
 from services.chassis.errors import (
@@ -50,6 +52,15 @@ _PAGE = 50
 _PART_BYTES = 8 * 1024 * 1024  # half of what a message may hold: grants and answers need room, too
 _LONGEST_WAIT_S = 0.25
 _FOR_NOW = (Kind.HEALTH, Kind.TIME)
+# Of our own services, before there is a plan: no item is to blame.
+_AWAY = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.ABORTED,
+    }
+)
 
 _STATES = {
     JobState.PREPARING: jobs_pb2.JOB_STATE_PREPARING,
@@ -197,31 +208,42 @@ class Jobs:
     async def _prepare(
         self, job: Job, request: jobs_pb2.SubmitJobRequest, call: Call
     ) -> dict[str, Decision]:
-        """Take each item up to its INTENT; return the decisions of those that may go."""
+        """Take each item up to its INTENT; return the decisions of those that may go.
+
+        Raises:
+            ServiceError: something of ours is away, for all items alike: nothing has left.
+        """
         rest = iter(zip(job.items, request.items, strict=True))
         decisions: dict[str, Decision] = {}
 
         async def some() -> None:
             for item, asked in rest:  # shared by all: each takes what comes next
+                one = _request(request, asked, job.id)
                 try:
-                    one = _request(request, asked, job.id)
-                    decision = await self._one(job, item, one, request.candidate, call)
+                    found = await self._one(job, item, one, request.candidate, call)
                 except ServiceError as error:
-                    item.state = ItemState.REFUSED
-                    item.status = to_status(error).SerializeToString().hex()
-                    metrics.job_item(job.task, "", error.reason)
+                    if error.code in _AWAY:
+                        raise
+                    found = error
+                if isinstance(found, Decision):
+                    decisions[found.id] = found
                 else:
-                    decisions[decision.id] = decision
+                    item.state = ItemState.REFUSED
+                    item.status = to_status(found).SerializeToString().hex()
+                    metrics.job_item(job.task, "", found.reason)
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(AT_ONCE, len(job.items))):
-                group.create_task(some())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(AT_ONCE, len(job.items))):
+                    group.create_task(some())
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
         return decisions
 
     async def _one(
         self, job: Job, item: Item, request: router_pb2.InferRequest, only: str, call: Call
-    ) -> Decision:
-        """Take one item up to its INTENT, which is durable when this returns."""
+    ) -> Decision | ServiceError:
+        """Take one item up to its INTENT, which is durable when this returns; or say why not."""
         left = call.deadline - self._clock.monotonic()
         async with self._spare.turn(left), self._place(request, call):
             decision = self._steps.admit(request, call, item.id)
@@ -232,7 +254,7 @@ class Jobs:
             decision.deadline = self._clock.monotonic() + (job.until - job.created) / 1e6
             decision.plan = plan = self._narrowed(self._steps.plan(decision), decision.task, only)
             if not plan.admitted:
-                raise await self._steps.refuse(decision, _meant(plan))
+                return await self._steps.refuse(decision, _meant(plan))
             candidate = plan.admitted[0].candidate
             await self._steps.intend(decision, put_away(decision, candidate))
         assert decision.assembled is not None

@@ -315,10 +315,22 @@ async def test_a_job_of_refused_items_ends_at_once(world) -> None:
 
 
 async def test_while_the_log_is_away_nothing_leaves(world) -> None:
-    """An item whose INTENT is not durable is not sent."""
+    """No item whose INTENT is not durable is sent; the same key again makes the job of it."""
     world.audit.error = UnavailableError("AUDIT_UNREACHABLE", "away")
-    job = await world.submit(2)
-    assert (job.refused, world.bulk.submits) == (2, 0)
+    with pytest.raises(UnavailableError) as caught:
+        await world.submit(2, idempotency_key="k")
+    assert (caught.value.reason, world.bulk.submits) == ("AUDIT_UNREACHABLE", 0)
+    world.audit.error = None
+    job = await world.submit(2, idempotency_key="k")
+    assert (job.state, len(world.bulk.sent)) == (RUNNING, 2)
+
+
+async def test_without_features_there_is_no_job(world) -> None:
+    """That they are away is no item's fault, and no item is refused for it."""
+    world.features.error = UnavailableError("FEATURES_UNREACHABLE", "away")
+    with pytest.raises(UnavailableError):
+        await world.submit(2)
+    assert (world.audit.log, world.bulk.submits) == ([], 0)
 
 
 async def test_the_same_key_gives_the_same_job(world) -> None:

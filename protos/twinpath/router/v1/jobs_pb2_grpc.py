@@ -71,8 +71,9 @@ class JobsServicer:
     def SubmitJob(self, request, context):
         """SubmitJob admits, enriches, assembles and plans each item, writes its INTENT, and hands what is
         admitted to the vendor. It returns once that is done; an item that was refused has its reason
-        then. The same key again gives the job as it is: nothing is sent twice. A job counts as one
-        request of the caller's quota: its items go at the vendor's pace, not at ours.
+        then. The same key again gives the job as it is: nothing is sent twice. While the log or the
+        features are away it is UNAVAILABLE, and nothing has left: the same key may be tried again. A
+        job counts as one request of the caller's quota: items go at the vendor's pace, not at ours.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
