@@ -55,14 +55,16 @@ class Credentials:
         self._oauth.append(client)
         return client
 
-    async def headers(self, model: Model | None, body: Body, url: URL) -> Mapping[str, str]:
-        """Return all headers of a request.
+    async def headers(
+        self, model: Model | None, body: Body, url: URL, left_s: float
+    ) -> Mapping[str, str]:
+        """Return all headers of a request, within `left_s` seconds.
 
         Raises:
             ServiceError: There is no token.
         """
         source = self._of(model)
-        token = source.token() if isinstance(source, TokenSource) else await source.token()
+        token = source.token() if isinstance(source, TokenSource) else await source.token(left_s)
         headers = {
             **self._provider.headers,
             **body.headers,

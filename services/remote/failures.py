@@ -97,6 +97,9 @@ TIMEOUT = Failure(DeadlineExceededError, "VENDOR_TIMEOUT", "no answer in the tim
 SILENT = Failure(DeadlineExceededError, "VENDOR_SILENT", "it fell silent")
 LOST = Failure(UnavailableError, "VENDOR_CONNECTION_LOST", "the connection broke")
 TOKEN = Failure(FailedPreconditionError, "VENDOR_TOKEN_MISSING", "our token for it is not there")
+TOKEN_TIMEOUT = Failure(
+    DeadlineExceededError, "VENDOR_TOKEN_TIMEOUT", "its token server gave no token in time"
+)
 
 # By exception, the first that fits: subclasses stand before their bases.
 TRANSPORT: tuple[tuple[type[BaseException], Failure], ...] = (

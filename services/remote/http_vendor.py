@@ -172,10 +172,12 @@ class HttpVendor:
         self._credentials.watch_expiry()
         path = self._provider.probe_path
         url = self._url(self._dialect.probe_path if path is None else path)
+        until = self._until(time_left_s)
+        asked = Body(b"", {}, "", method="GET")
         try:
-            headers = await self._credentials.headers(None, Body(b"", {}, "", method="GET"), url)
+            headers = await self._credentials.headers(None, asked, url, self._left_s(until))
             async with self._session.get(
-                url, headers=headers, timeout=self._timeout(time_left_s), allow_redirects=False
+                url, headers=headers, timeout=self._timeout(until), allow_redirects=False
             ) as response:
                 if response.status in (404, 405, 429) and self._provider.protocol != "oip-http":
                     return
@@ -199,7 +201,9 @@ class HttpVendor:
         """
         self._pace.check(ask.model)
         url = self._url(body.path)
-        headers = {**ask.headers, **await self._credentials.headers(ask.model, body, url)}
+        until = self._until(ask.time_left_s)  # of the token's exchange and the request together
+        shown = await self._credentials.headers(ask.model, body, url, self._left_s(until))
+        headers = {**ask.headers, **shown}
         tracing.asking(body, url)
         tracing.asking_model(self._gen_ai, ask.model.on_wire, self.longest_answer(ask.model))
         _METERING.set(metering)
@@ -210,7 +214,7 @@ class HttpVendor:
                 url,
                 data=body.content,
                 headers=headers,
-                timeout=self._timeout(ask.time_left_s),
+                timeout=self._timeout(until),
                 allow_redirects=False,
             ) as response:
                 status, said = response.status, response.headers
@@ -243,7 +247,7 @@ class HttpVendor:
             return True
         if isinstance(special, failures.Failure):
             raise special.error(self._provider.name, http_status=str(response.status))
-        if response.status in (401, 403):
+        if response.status == 401:  # 403 is about a right, which another token has no more
             self._credentials.rejected(ask.model)
         raise self._of_status(response)
 
@@ -251,9 +255,16 @@ class HttpVendor:
         url = URL(self._base + path, encoded=True)
         return url.extend_query(self._provider.query) if self._provider.query else url
 
-    def _timeout(self, time_left_s: float) -> aiohttp.ClientTimeout:
+    def _until(self, time_left_s: float) -> float:
+        """Return when an attempt must be over, on the monotonic clock."""
+        return self._clock.monotonic() + min(usable_s(time_left_s), self._provider.timeout_s)
+
+    def _left_s(self, until: float) -> float:
+        return max(0.001, until - self._clock.monotonic())  # aiohttp takes 0 for no limit
+
+    def _timeout(self, until: float) -> aiohttp.ClientTimeout:
         return aiohttp.ClientTimeout(
-            total=min(usable_s(time_left_s), self._provider.timeout_s),
+            total=self._left_s(until),
             sock_connect=self._provider.connect_timeout_s,
             sock_read=self._provider.silence_timeout_s,
             ceil_threshold=_NEVER_ROUND_UP,

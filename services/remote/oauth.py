@@ -49,18 +49,26 @@ class ClientCredentials:
         self._due = 0.0
         self._running: asyncio.Task[str] | None = None
 
-    async def token(self) -> str:
+    async def token(self, left_s: float) -> str:
         """Return a token that is good now. A refresh ahead of its end waits for nobody.
 
+        Args:
+            left_s: Seconds that this may take. The exchange goes on for those who come later.
+
         Raises:
-            ServiceError: VENDOR_TOKEN_MISSING, or what was wrong at the token server.
+            ServiceError: VENDOR_TOKEN_MISSING, VENDOR_TOKEN_TIMEOUT, or what was wrong at the token
+                server.
         """
         now = self._clock.monotonic()
         if self._token and now < self._ends:
             if now >= self._due:
                 self._refresh()
             return self._token
-        return await asyncio.shield(self._refresh())
+        try:
+            async with asyncio.timeout(left_s):
+                return await asyncio.shield(self._refresh())
+        except TimeoutError:
+            raise failures.TOKEN_TIMEOUT.error(self._provider) from None
 
     def rejected(self) -> None:
         """Forget the token: the vendor does not take it any more."""
@@ -110,6 +118,8 @@ class ClientCredentials:
                 content = await response.content.read(_MAX_ANSWER)
                 if response.status != 200:
                     raise failures.TOKEN.error(self._provider, http_status=str(response.status))
+        except TimeoutError:
+            raise failures.TOKEN_TIMEOUT.error(self._provider) from None
         except (aiohttp.ClientError, OSError) as error:
             raise failures.of_exception(self._provider, error) from None
         try:

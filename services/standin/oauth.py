@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hmac
@@ -22,12 +23,14 @@ class TokenServer:
         secret: The client's secret; the vendor's own token serves.
         lifetime_s: Seconds that a token lives.
         available: Whether it answers; tests switch it off.
+        delay_s: Seconds that it takes for an answer.
         given: Tokens given, and when each ends, on the monotonic clock.
     """
 
     secret: str
     lifetime_s: float
     available: bool = True
+    delay_s: float = 0.0
     given: dict[str, float] = field(default_factory=dict)
 
     def live(self) -> list[str]:
@@ -37,6 +40,7 @@ class TokenServer:
 
     async def answer(self, request: web.Request) -> web.Response:
         """POST /oauth/token."""
+        await asyncio.sleep(self.delay_s)
         if not self.available:
             return web.json_response({"error": "temporarily_unavailable"}, status=503)
         scheme, _, shown = request.headers.get("Authorization", "").partition(" ")

@@ -17,6 +17,7 @@ from services.remote.credentials import Credentials
 from services.remote.tokens import expiry_of
 from services.standin.oauth import CLIENT_ID
 from tests.unit.remote.support import VENDOR_TOKEN, Remote, provider_yaml, start_remote
+from twinpath.common.v1 import context_pb2
 
 
 def jwt(**claims: object) -> str:
@@ -107,6 +108,13 @@ async def reason(remote: Remote) -> str:
     return error.reason if error else ""
 
 
+async def without_token(remote: Remote) -> None:
+    """Have the vendor take back what was given: the next call needs an exchange."""
+    for token in remote.standin.public.token_server.given:
+        remote.standin.public.token_server.given[token] = 0.0
+    assert await reason(remote) == "VENDOR_TOKEN_REJECTED"
+
+
 async def test_one_exchange_serves_many_calls(keys, tmp_path) -> None:
     """Also those that arrive at once."""
     async with oauth(keys, tmp_path, 300.0) as remote:
@@ -141,10 +149,44 @@ async def test_a_token_that_the_vendor_takes_back_is_exchanged_anew(keys, tmp_pa
     """One call learns of it, the next has a new one."""
     async with oauth(keys, tmp_path, 300.0) as remote:
         assert await reason(remote) == ""
-        for token in remote.standin.public.token_server.given:
-            remote.standin.public.token_server.given[token] = 0.0
-        assert await reason(remote) == "VENDOR_TOKEN_REJECTED"
+        await without_token(remote)
         assert await reason(remote) == ""
+
+
+async def test_a_token_that_may_not_use_a_model_is_no_worse_a_token(keys, tmp_path) -> None:
+    """403 is about a right: another token of the same client would have no other."""
+    async with oauth(keys, tmp_path, 300.0) as remote:
+        await remote.faults({"fault": "error;status=403", "count": 3})
+        for _ in range(3):
+            assert await reason(remote) == "VENDOR_FORBIDDEN"
+        assert await reason(remote) == ""
+        assert len(remote.standin.public.token_server.given) == 1
+
+
+async def test_a_token_server_that_hangs_is_told_within_the_callers_time(keys, tmp_path) -> None:
+    """The exchange is part of the attempt: one deadline over both, and a reason of its own."""
+    async with oauth(keys, tmp_path, 300.0) as remote:
+        await without_token(remote)
+        remote.standin.public.token_server.delay_s = 60.0
+        posts = remote.posts
+        context = context_pb2.ItemContext(id="short", time_left_us=400_000)
+        result = await remote.one(context=context)
+        error = from_status(result.status)
+        assert (error.code.name, error.reason) == ("DEADLINE_EXCEEDED", "VENDOR_TOKEN_TIMEOUT")
+        assert not result.metering.sent
+        assert result.metering.latency_us > 0
+        assert remote.posts == posts + 1  # the one to the token server
+
+
+async def test_what_the_exchange_took_is_gone_from_the_vendors_time(keys, tmp_path) -> None:
+    """A slow token server and a vendor that hangs: told before the caller stops to wait."""
+    async with oauth(keys, tmp_path, 300.0) as remote:
+        await without_token(remote)
+        remote.standin.public.token_server.delay_s = 0.4
+        await remote.faults({"fault": "hang"})
+        result = await remote.one(timeout=0.8)
+        assert from_status(result.status).reason == "VENDOR_TIMEOUT"
+        assert result.metering.sent
 
 
 async def test_neither_secret_nor_token_is_in_any_output(keys, tmp_path, caplog) -> None:
