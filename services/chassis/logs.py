@@ -45,6 +45,15 @@ class JsonFormatter(logging.Formatter):
             return json.dumps({name: str(value) for name, value in line.items()})
 
 
+def _worth_saying(record: logging.LogRecord) -> bool:
+    """Tell gRPC's own errors from a caller who left while his answer was being sent.
+
+    gRPC logs the latter as an error of the handler, with a stack. Answers that can't be sent for
+    another reason don't get that far (boundary.py).
+    """
+    return not record.getMessage().startswith("ExecuteBatchError raised in core")
+
+
 def setup(service: str, level: str) -> None:
     """Send the root logger's records to standard error as JSON."""
     handler = logging.StreamHandler(sys.stderr)
@@ -54,3 +63,4 @@ def setup(service: str, level: str) -> None:
     root.setLevel(level)
     for noisy in ("grpc", "asyncio", "aiohttp.access", "opentelemetry.exporter"):
         logging.getLogger(noisy).setLevel("WARNING")
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_worth_saying)

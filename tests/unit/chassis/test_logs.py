@@ -9,6 +9,7 @@ import sys
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
+from services.chassis import logs
 from services.chassis.logs import JsonFormatter
 
 FORMAT = JsonFormatter("router")
@@ -73,3 +74,21 @@ def test_any_value_becomes_valid_json() -> None:
     found = json.loads(text, parse_constant=constants.append)
     assert constants == []
     assert (found["number"], found["text"]) == ("nan", "ü\n")
+
+
+def test_a_caller_who_leaves_is_no_error(monkeypatch) -> None:
+    """An error of gRPC's own stays; its stack for an answer that nobody waits for does not."""
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    logger = logging.getLogger("grpc._cython.cygrpc")
+    monkeypatch.setattr(logger, "filters", [])
+    seen: list[str] = []
+    logs.setup("router", "INFO")
+    heard = logging.Handler()
+    heard.emit = lambda record: seen.append(record.getMessage())  # type: ignore[method-assign]
+    root.handlers[:] = [heard]
+    method = "/twinpath.router.v1.Router/Infer"
+    for what in ("ExecuteBatchError raised in core", "Unexpected [ValueError] raised"):
+        logger.error("%s by servicer method [%s]", what, method)
+    assert seen == [f"Unexpected [ValueError] raised by servicer method [{method}]"]

@@ -228,6 +228,20 @@ async def test_a_key_with_another_request_is_refused() -> None:
     assert caught.value.reason == "IDEMPOTENCY_KEY_REUSED"
 
 
+async def test_a_key_whose_answer_was_erased_gets_no_other_answer() -> None:
+    """The decision stands; what was said is out of reach, and no model is asked again."""
+    world = World()
+    await world.decide(idempotency_key="k4")
+    kinds = world.audit.kinds()
+    for entry in world.audit.log:
+        entry.ClearField("payload")
+    with pytest.raises(FailedPreconditionError) as caught:
+        await world.decide(idempotency_key="k4")
+    assert caught.value.reason == "REPLY_GONE"
+    assert world.audit.kinds() == kinds
+    assert len(world.local.items) == 1
+
+
 async def test_keys_of_two_callers_are_two_keys() -> None:
     """Callers can't reach each other's decisions by guessing a key."""
     world = World()
