@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-VERSION = 2  # of the schema, and of what is derived into it; an index of another is made anew
+VERSION = 3  # of the schema, and of what is derived into it; an index of another is made anew
 _COMMON = frozenset({1, 2})  # INTENT and OUTCOME
 NO_CANDIDATES: tuple[tuple[int, str, str], ...] = ()
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
     leaf INTEGER PRIMARY KEY, decision TEXT NOT NULL, kind INTEGER NOT NULL, task TEXT NOT NULL,
     subject TEXT NOT NULL, caller TEXT NOT NULL, time_us INTEGER NOT NULL,
-    egress INTEGER NOT NULL, fallback INTEGER NOT NULL
+    egress INTEGER NOT NULL, fallback INTEGER NOT NULL, payload INTEGER NOT NULL
 );
 CREATE INDEX IF NOT EXISTS records_decision ON records (decision);
 CREATE INDEX IF NOT EXISTS records_subject ON records (subject) WHERE subject <> '';
@@ -42,7 +42,7 @@ CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value INTEGER NOT NULL)
 
 
 class Row(NamedTuple):
-    """What the index knows of one record; the first eight are columns of `records`.
+    """What the index knows of one record; the first nine are columns of `records`.
 
     Attributes:
         decision: the decision's id.
@@ -53,6 +53,7 @@ class Row(NamedTuple):
         time_us: record time, unix microseconds; never falls from leaf to leaf.
         egress: bytes went, or may have gone, to a vendor.
         fallback: another candidate than the plan's first answered.
+        payload: a payload is kept beside it.
         candidates: (path, model, version) of those that answered or were intended.
         opens_until_us: > 0 for an INTENT: when it may be closed.
         closes: whether the record ends the decision's open INTENT.
@@ -66,6 +67,7 @@ class Row(NamedTuple):
     time_us: int = 0
     egress: bool = False
     fallback: bool = False
+    payload: bool = False
     candidates: tuple[tuple[int, str, str], ...] = NO_CANDIDATES
     opens_until_us: int = 0
     closes: bool = False
@@ -86,6 +88,7 @@ class Search:
     end_us: int = 0
     egress: bool = False
     fallback: bool = False
+    payload: bool = False
 
 
 class Index:
@@ -149,23 +152,23 @@ class Index:
         records = []
         models: list[tuple[str, str, int, int]] = []
         opened = []
-        closed = []
+        closed = {row.decision for row in rows if row.closes}
         for leaf, row in enumerate(rows, first):
-            records.append((leaf, *row[:8]))
+            records.append((leaf, *row[:9]))
             models.extend((model, ver, leaf, path) for path, model, ver in row.candidates)
-            if row.opens_until_us:
+            if row.opens_until_us and row.decision not in closed:
                 opened.append((row.decision, leaf, row.opens_until_us))
-            elif row.closes:
-                closed.append((row.decision,))
         with self._lock:
             self._db.execute("BEGIN")
             try:
-                self._db.executemany("INSERT INTO records VALUES (?,?,?,?,?,?,?,?,?)", records)
+                self._db.executemany("INSERT INTO records VALUES (?,?,?,?,?,?,?,?,?,?)", records)
                 self._db.executemany("INSERT OR IGNORE INTO candidates VALUES (?,?,?,?)", models)
                 # An INTENT may follow its decision's end in the log (its flush may overlap the
                 # call); the join finds those without an end, whatever the order.
                 self._db.executemany("INSERT OR IGNORE INTO open_intents VALUES (?,?,?)", opened)
-                self._db.executemany("DELETE FROM open_intents WHERE decision = ?", closed)
+                self._db.executemany(
+                    "DELETE FROM open_intents WHERE decision = ?", [(name,) for name in closed]
+                )
                 self._set("size", first + len(rows))
                 self._set("mark", mark)
                 self._put_payloads(payloads)
@@ -242,22 +245,32 @@ class Index:
             sql = f"SELECT count(*) FROM records WHERE {where}"  # noqa: S608
             return int(self._searcher.execute(sql, values).fetchone()[0])
 
-    def tasks(self, kind: int) -> list[str]:
-        """Return the tasks that have records of a kind, by name."""
+    def tasks_with_payloads(self) -> list[str]:
+        """Return the tasks that have records with a payload, by name."""
         with self._searching:
             rows = self._searcher.execute("SELECT DISTINCT task FROM records ORDER BY task")
             names = [name for (name,) in rows if name]
-            sql = "SELECT 1 FROM records WHERE task = ? AND kind = ? LIMIT 1"
-            return [n for n in names if self._searcher.execute(sql, (n, kind)).fetchone()]
+            sql = "SELECT 1 FROM records WHERE task = ? AND payload = 1 LIMIT 1"
+            return [n for n in names if self._searcher.execute(sql, (n,)).fetchone()]
 
-    def newest(self, subject: str, kind: int) -> dict[str, int]:
-        """Return, by task, the record time of a subject's newest record of a kind."""
+    def tasks_of(self, subject: str) -> list[str]:
+        """Return the tasks under which a subject has records, by name."""
+        with self._searching:
+            rows = self._searcher.execute(
+                "SELECT DISTINCT task FROM records "
+                "WHERE subject = ? AND subject <> '' ORDER BY task",
+                (subject,),
+            )
+            return [name for (name,) in rows if name]
+
+    def newest_payloads(self, subject: str) -> dict[str, int]:
+        """Return, by task, the record time of a subject's newest record with a payload."""
         with self._searching:
             return dict(
                 self._searcher.execute(
                     "SELECT task, max(time_us) FROM records "
-                    "WHERE subject = ? AND subject <> '' AND kind = ? GROUP BY task",
-                    (subject, kind),
+                    "WHERE subject = ? AND subject <> '' AND payload = 1 GROUP BY task",
+                    (subject,),
                 ).fetchall()
             )
 
@@ -363,6 +376,8 @@ class Index:
             where.append("egress = 1")
         if search.fallback:
             where.append("fallback = 1")
+        if search.payload:
+            where.append("payload = 1")
         part, more = _candidate_condition(search)
         if part:
             where.append(part)

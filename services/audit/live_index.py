@@ -15,7 +15,7 @@ from services.chassis.errors import UnavailableError
 log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
-_PAUSE_S = 0.1  # gathers rows into larger transactions; nobody waits for it
+_PAUSE_S = 0.5  # larger transactions: pages that many rows share, INTENTs that have ended
 
 
 class LiveIndex:
