@@ -361,7 +361,7 @@ class HttpVendor:
             price = price_on(model.price, day_of(self._clock.unix_us()))
             if price is None or not answered:
                 return
-            if usage is None or not price.by_tokens:
+            if usage is None or not price.exact(usage):
                 basis = decision_pb2.COST_BASIS_ESTIMATED
             counted = usage or Usage(guess_tokens(bytes_out), guess_tokens(metering.bytes_in))
             nanos = price.nanos(counted, bytes_out, metering.bytes_in, bulk=bulk)

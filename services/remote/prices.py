@@ -35,6 +35,8 @@ class Price(BaseModel):
         usd_per_million_input_tokens: For tokens in.
         usd_per_million_cached_tokens: For tokens in that came from the vendor's cache; absent: as
             the others.
+        usd_per_million_cache_write_tokens: For tokens in that were written to it; absent: as the
+            others, and where there are some the cost is an estimate.
         usd_per_million_output_tokens: For tokens out.
         bulk_share: What part of all that a call in a batch costs: 0.5 is half.
     """
@@ -47,6 +49,7 @@ class Price(BaseModel):
     usd_per_gb_in: Usd = Decimal(0)
     usd_per_million_input_tokens: Usd = Decimal(0)
     usd_per_million_cached_tokens: Usd | None = None
+    usd_per_million_cache_write_tokens: Usd | None = None
     usd_per_million_output_tokens: Usd = Decimal(0)
     bulk_share: Annotated[Decimal, BeforeValidator(_exact), Field(gt=0, le=1)] = Decimal(1)
 
@@ -55,18 +58,28 @@ class Price(BaseModel):
         """Whether tokens are billed: without the vendor's count the cost is an estimate then."""
         return bool(self.usd_per_million_input_tokens or self.usd_per_million_output_tokens)
 
+    def exact(self, usage: Usage) -> bool:
+        """Whether a vendor's count and this price make the vendor's own amount."""
+        written = self.usd_per_million_cache_write_tokens
+        return self.by_tokens and (written is not None or not usage.cache_write_tokens)
+
     def nanos(self, usage: Usage, bytes_out: int, bytes_in: int, *, bulk: bool = False) -> int:
         """Return the price of a call, perhaps in a batch; a part of a billionth counts as one."""
         cached = self.usd_per_million_cached_tokens
         if cached is None:
             cached = self.usd_per_million_input_tokens
-        fresh = max(0, usage.input_tokens - usage.cached_input_tokens)
+        written = self.usd_per_million_cache_write_tokens
+        if written is None:
+            written = self.usd_per_million_input_tokens
+        of_cache = usage.cached_input_tokens + usage.cache_write_tokens
+        fresh = max(0, usage.input_tokens - of_cache)
         total = (
             self.per_call_nanos_usd
             + self.per_kib_out_nanos_usd * bytes_out // 1024
             + self.usd_per_gb_in * _NANOS * bytes_in / _GB
             + self.usd_per_million_input_tokens * _NANOS_PER_TOKEN * fresh
             + cached * _NANOS_PER_TOKEN * usage.cached_input_tokens
+            + written * _NANOS_PER_TOKEN * usage.cache_write_tokens
             + self.usd_per_million_output_tokens * _NANOS_PER_TOKEN * usage.output_tokens
         )
         if bulk:

@@ -173,6 +173,9 @@ def model_answered(kind: GenAi | None, parsed: Parsed) -> None:
         if usage.cached_input_tokens:
             cached = usage.cached_input_tokens
             span.set_attribute(gen_ai.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS, cached)
+        if usage.cache_write_tokens:
+            written = usage.cache_write_tokens
+            span.set_attribute(gen_ai.GEN_AI_USAGE_CACHE_CREATION_INPUT_TOKENS, written)
 
 
 def failed(span: trace.Span, reason: str) -> None:

@@ -57,14 +57,16 @@ class Usage:
     """The vendor's own count.
 
     Attributes:
-        input_tokens: Tokens in, the cached ones included.
+        input_tokens: Tokens in, those of the vendor's cache included.
         output_tokens: Tokens out.
         cached_input_tokens: Those of the tokens in that came from the vendor's cache.
+        cache_write_tokens: Those of the tokens in that were written to it.
     """
 
     input_tokens: int = 0
     output_tokens: int = 0
     cached_input_tokens: int = 0
+    cache_write_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

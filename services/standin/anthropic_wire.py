@@ -98,9 +98,10 @@ class Messages:
             filled = chat.fill(chosen[0].input_schema, question) if reason == "tool_use" else {}
             block = {"type": "tool_use", "id": "toolu_1", "name": chosen[0].name, "input": filled}
         asked = len(chat.tokens(question)) + len(chat.tokens(form.system or ""))
+        written = 1 if fault is not None and fault.kind == "cache_write" else 0
         usage = {
-            "input_tokens": asked - asked // 2,
-            "cache_creation_input_tokens": 0,
+            "input_tokens": asked - asked // 2 - written,
+            "cache_creation_input_tokens": written,
             "cache_read_input_tokens": asked // 2,
             "output_tokens": len(words),
         }

@@ -24,6 +24,7 @@ Kind = Literal[
     "error_inside",  # status 200 with an error in the body
     "wrong_outputs",  # status 200 with an output that nobody asked for in place of the real ones
     "version_drift",  # the right answer, from a model version with `version` for a name
+    "cache_write",  # the right answer; some tokens in count as written to the vendor's cache
     "last_one",  # the right answer, with headers that allow no more for `retry_after`
     "refusal",  # a language model says that it won't answer
     "content_filter",  # the content policy stops the answer

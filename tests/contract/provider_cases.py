@@ -150,6 +150,7 @@ class Case:
         secret: What the token's file holds.
         needs: A package without which the case is skipped.
         grpc: Whether it speaks gRPC: it has codes then, no HTTP statuses.
+        writes_cache: Whether the vendor counts tokens written to its cache by themselves.
         breaks: The faults that its answers can have, of those that the suite plays.
     """
 
@@ -171,6 +172,7 @@ class Case:
     secret: str = "{token}"
     needs: str = ""
     grpc: bool = False
+    writes_cache: bool = False
     breaks: frozenset[str] = frozenset(
         {
             "reset",
@@ -281,6 +283,7 @@ CASES = [
     ),
     Case(
         "anthropic text", "anthropic-messages", renderer="anthropic-messages/1", **_TEXT,
+        writes_cache=True,
         quota={"kind": "error", "status": 403, "code": "billing_error"},
     ),
     Case(

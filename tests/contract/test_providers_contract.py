@@ -104,6 +104,25 @@ async def test_the_cost_is_exact_to_the_vendors_report(case: Case, keys, tmp_pat
     assert metering.cost.basis == decision_pb2.COST_BASIS_REPORTED
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["priced", "unpriced"])
+@pytest.mark.parametrize("case", [c for c in CASES if c.writes_cache], ids=str)
+async def test_what_is_written_to_a_cache_has_its_price_or_is_an_estimate(
+    case: Case, keys, tmp_path, known
+) -> None:
+    """Vendors take more for it than for other tokens in: without that price nothing is exact."""
+    own = ", usd_per_million_cache_write_tokens: 3" if known else ""
+    price = "[{usd_per_million_input_tokens: 2, usd_per_million_output_tokens: 10" + own + "}]"
+    async with served(case, keys, tmp_path, price=price) as remote:
+        await remote.faults({"fault": "cache_write"})
+        metering = (await ask(case, remote)).metering
+    extra = 1 if known else 0
+    exact = (2 * metering.input_tokens + extra + 10 * metering.output_tokens) * 1000
+    assert metering.cost.nanos == exact
+    assert metering.cost.basis == (
+        decision_pb2.COST_BASIS_REPORTED if known else decision_pb2.COST_BASIS_ESTIMATED
+    )
+
+
 @over_http
 async def test_the_table_of_statuses_holds(case: Case, keys, tmp_path) -> None:
     """Every row, for every provider, without a word of the vendor's own."""

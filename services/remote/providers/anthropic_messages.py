@@ -211,5 +211,6 @@ def _usage(usage: Any) -> Usage | None:
     if not isinstance(usage, dict) or not usage:
         return None
     cached = count(usage, "cache_read_input_tokens")
-    fresh = count(usage, "input_tokens") + count(usage, "cache_creation_input_tokens")
-    return Usage(fresh + cached, count(usage, "output_tokens"), cached)
+    written = count(usage, "cache_creation_input_tokens")
+    whole = count(usage, "input_tokens") + cached + written
+    return Usage(whole, count(usage, "output_tokens"), cached, written)
