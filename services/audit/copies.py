@@ -61,7 +61,7 @@ def export_record(
 
 def not_reached(storage: Storage, pseudonym: str, catalog: Path | None) -> list[str]:
     """Return the copies, in words. Blocks. The index must have caught up."""
-    tasks = sorted(storage.index.newest(pseudonym, records.OUTCOME))
+    tasks = storage.index.tasks_of(pseudonym)
     found = [*_ALWAYS[:1], *_cached(catalog, tasks), *_exports(storage, pseudonym, tasks)]
     return found + list(_ALWAYS[1:])
 

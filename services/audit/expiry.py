@@ -2,7 +2,7 @@
 
 A run goes in this order, so that a crash at any point leaves nothing that the next run does not
 finish: find what is expired; record the run, durably; replace the payload keys of subjects who
-have no younger decision, so that copies in backups can't be read with this key store either; write
+have no younger payload, so that copies in backups can't be read with this key store either; write
 the payload segments anew without what is expired. The last segment is still written to: it is
 closed with the next payload, and the run after that removes what is expired in it.
 """
@@ -41,9 +41,9 @@ class Expired:
         positions: of expired payloads in segments that can be written anew.
         waiting: expired payloads in the segment that is still written to.
         counts: expired payloads by task, the waiting ones left out.
-        kept: decisions by task that are younger.
+        kept: payloads by task that are younger.
         done: by task, the leaf before which nothing is left to remove.
-        subjects: pseudonyms whose decisions are all expired.
+        subjects: pseudonyms whose payloads are all expired.
     """
 
     positions: list[int] = field(default_factory=list)
@@ -168,17 +168,13 @@ def _look(storage: Storage, retention: Retention, now_us: int) -> Expired:
     """Find what is expired. Blocks; reads each record once in its life, more after a restore."""
     found = Expired()
     retained = storage.index.retained()
-    for task in storage.index.tasks(records.OUTCOME):
+    for task in storage.index.tasks_with_payloads():
         cutoff = retention.cutoff_us(task, now_us)
-        found.kept[task] = storage.index.count(
-            Search(task=task, kinds=(records.OUTCOME,), start_us=cutoff)
-        )
+        found.kept[task] = storage.index.count(Search(task=task, payload=True, start_us=cutoff))
         held_back = False
-        for leaf in _outcomes(storage, task, cutoff, retained.get(task, -1)):
+        for leaf in _with_payloads(storage, task, cutoff, retained.get(task, -1)):
             record = record_pb2.Record.FromString(storage.journal.read(leaf))
-            position = None
-            if record.payload_digest:
-                position = storage.index.payload(record.payload_digest)
+            position = storage.index.payload(record.payload_digest)
             if position is not None and not storage.payloads.is_blank(position):
                 if storage.payloads.is_sealed(position):
                     found.positions.append(position)
@@ -196,15 +192,16 @@ def _look(storage: Storage, retention: Retention, now_us: int) -> Expired:
     return found
 
 
-def _outcomes(storage: Storage, task: str, end_us: int, after: int) -> Iterator[int]:
-    search = Search(task=task, kinds=(records.OUTCOME,), end_us=end_us)
+def _with_payloads(storage: Storage, task: str, end_us: int, after: int) -> Iterator[int]:
+    """Yield the leaves of records with payloads, of whatever kind, OUTCOMEs and others."""
+    search = Search(task=task, payload=True, end_us=end_us)
     while leaves := storage.index.search(search, after=after, limit=_PAGE):
         yield from leaves
         after = leaves[-1]
 
 
 def _all_expired(storage: Storage, retention: Retention, subject: str, now_us: int) -> bool:
-    newest = storage.index.newest(subject, records.OUTCOME)
+    newest = storage.index.newest_payloads(subject)
     return all(retention.expired(task, time_us, now_us) for task, time_us in newest.items())
 
 

@@ -167,6 +167,7 @@ def row_of(record: record_pb2.Record) -> Row:
         record.record_time_unix_us,
         _egress(record),
         record.fallback,
+        bool(record.payload_digest),
         tuple([(c.path, c.model, c.version) for c in record.candidates]),
         opens,
         kind in ENDS,

@@ -143,6 +143,52 @@ async def test_a_subject_with_a_younger_decision_keeps_its_key(tmp_path):
         assert await payloads(calls, "later") == [True]
 
 
+def pending(decision: str, patient: int) -> audit_pb2.Entry:
+    """The INTENT of a job's item, which holds the whole model input until the answer comes."""
+    made = entry(decision, record_pb2.RECORD_KIND_INTENT, patient, task="short")
+    made.payload.pending = b"a model input that waits for its answer"
+    return made
+
+
+async def waits(calls, decision: str) -> bool:
+    """Tell whether a pending decision's payload is given."""
+    reader = await calls.by("service:router")
+    get = audit_pb2.GetRequest(decision_id=decision, include_payload=True)
+    return bool((await reader.Get(get)).records[0].payload.pending)
+
+
+async def test_payloads_of_intents_expire_like_any_other(tmp_path):
+    """What a job put away goes in its time, with an answer or without one."""
+    clock = Calendar()
+    async with service(tmp_path, clock) as calls:
+        await calls.append(pending("answered", 1), entry("answered", task="short", patient=1))
+        await calls.append(pending("lost", 2))
+        clock.day = 150
+        await calls.append(*(pending(f"p{n}", 10 + n) for n in range(5)))
+        clock.day = 250
+        dry = await retain(calls, dry_run=True)
+        assert [(t.task, t.expired, t.kept) for t in dry.tasks] == [("short", 3, 5)]
+        done = await retain(calls)
+        assert ([t.expired for t in done.tasks], done.keys_replaced) == ([3], 2)
+        assert [await waits(calls, name) for name in ("answered", "lost", "p0")] == [
+            False,
+            False,
+            True,
+        ]
+
+
+async def test_a_subject_with_a_pending_decision_keeps_its_key(tmp_path):
+    """An old answer expires; what waits for its answer still opens."""
+    clock = Calendar()
+    async with service(tmp_path, clock) as calls:
+        await calls.append(*(entry(f"s{n}", task="short", patient=n) for n in range(8)))
+        clock.day = 250
+        await calls.append(*(pending(f"p{n}", n) for n in range(4)))
+        done = await retain(calls)
+        assert ([t.expired for t in done.tasks], done.keys_replaced) == ([8], 4)
+        assert [await waits(calls, f"p{n}") for n in range(4)] == [True] * 4
+
+
 async def test_an_expired_payload_is_given_to_nobody_even_before_it_is_removed(tmp_path):
     """The segment that is written to waits for its end; what is expired in it is out already."""
     clock = Calendar()
