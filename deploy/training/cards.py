@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -17,13 +16,7 @@ from numpy.typing import NDArray
 from deploy.training.export import INPUT, OUTPUTS
 from deploy.training.models import HELD_OUT, SEED, Candidate, Fitted
 
-FORMAT = 1
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-
-
-def digest(artifact: bytes) -> str:
-    """Return the artifact's content address: `sha256:` and 64 hex digits."""
-    return "sha256:" + hashlib.sha256(artifact).hexdigest()
 
 
 def reference_statistics(
@@ -69,19 +62,19 @@ def code_version(folder: Path) -> str | None:
 def make_card(
     candidate: Candidate,
     fitted: Fitted,
-    artifact: bytes,
     *,
     difference: float,
     seconds: float,
     now: datetime,
     code: str | None,
 ) -> dict[str, Any]:
-    """Assemble the card. All but `trained_at`, `training_seconds` and `code` is reproducible.
+    """Assemble the card, but for the list of files, which is made where they are written.
+
+    All but `trained_at`, `training_seconds` and `code` is reproducible.
 
     Args:
         candidate: what was trained.
         fitted: the fitted model with its splits and metrics.
-        artifact: the ONNX bytes.
         difference: the largest relative difference between ONNX and scikit-learn.
         seconds: wall time of the fit.
         now: when it was trained.
@@ -89,13 +82,11 @@ def make_card(
     """
     task = candidate.task
     return {
-        "card_format": FORMAT,
         "name": candidate.name,
         "version": str(candidate.version),
         "task": task.name,
         "path": candidate.path,
         "summary": candidate.summary,
-        "artifact": {"file": "model.onnx", "digest": digest(artifact), "bytes": len(artifact)},
         "feature_service": task.feature_service,
         "request_fields": list(task.request_fields),
         "features": [{"name": name, "view": view} for name, view in task.features],

@@ -30,9 +30,8 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer
 
-from deploy.training.cards import FORMAT, digest
 from deploy.training.export import OPSET, ExportMismatchError
-from deploy.training.repository import MODEL_FILE, write_model
+from deploy.training.repository import write_model
 
 NAME = "text_embedding"
 VERSION = "1"
@@ -131,16 +130,14 @@ def build() -> tuple[bytes, dict[str, Any]]:
     }
 
 
-def card(artifact: bytes, made: dict[str, Any], now: datetime, code: str | None) -> dict[str, Any]:
+def card(made: dict[str, Any], now: datetime, code: str | None) -> dict[str, Any]:
     """Return the model card."""
     return {
-        "card_format": FORMAT,
         "name": NAME,
         "version": VERSION,
         "task": "none yet; for semantic tasks",
         "path": "local",
         "summary": "text embedding by latent semantic analysis; not a language model",
-        "artifact": {"file": MODEL_FILE, "digest": digest(artifact), "bytes": len(artifact)},
         "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1, 1]}],
         "outputs": [{"name": "embedding", "datatype": "FP32", "shape": [-1, WIDTH]}],
         "example": {"text": [[EXAMPLE]]},
@@ -169,4 +166,4 @@ def write_embedding(
 ) -> Path:
     """Learn, and write `<models>/text_embedding/`, signed with `key`; returns its folder."""
     artifact, made = build()
-    return write_model(models, card(artifact, made, now, code), artifact, key=key)
+    return write_model(models, card(made, now, code), artifact, key=key)

@@ -32,12 +32,12 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime import quantization
 
-from deploy.training.cards import digest
 from deploy.training.export import INPUT
 from deploy.training.lowering import lower
 from deploy.training.models import CANDIDATES, Candidate, Split, measure, split
 from deploy.training.offline import MissingDataError, offline_store, training_frame
-from deploy.training.repository import CARD_FILE, MODEL_FILE, read_key, write_model
+from deploy.training.repository import MODEL_FILE, read_key, write_model
+from services.local.manifest import CARD
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 64
@@ -45,6 +45,8 @@ MAIN = {"classifier": "roc_auc", "regressor": "rmse"}  # the metric that must no
 LOSS = 0.01  # relative loss of it that is borne
 GAIN = 0.05  # relative change of size or latency from which it counts
 
+# What a parent's card says of its own file: how far its ONNX is from what was fitted.
+_PARENTS_OWN = ("artifact", "onnx_difference")
 KINDS = ("MatMul", "Gemm", "Conv")  # operators that INT8 can make cheaper
 
 Method = Literal["dynamic", "static"]
@@ -198,15 +200,15 @@ def verdict(candidate: Candidate, original: Measured, copy: Measured) -> str:
 
 
 def make_card(
-    parent: dict[str, Any], method: Method, artifact: bytes, measured: Measured, rows: int
+    parent: dict[str, Any], method: Method, measured: Measured, rows: int
 ) -> dict[str, Any]:
-    """Return the card of a copy: its parent's, but for what is its own."""
+    """Return the card of a copy: its parent's, but for what is its own, or not true of it."""
+    kept = {name: said for name, said in parent.items() if name not in _PARENTS_OWN}
     return {
-        **parent,
+        **kept,
         "name": f"{parent['name']}_int8",
         "version": parent["version"],
         "summary": f"{parent['summary']}, INT8 ({method})",
-        "artifact": {"file": MODEL_FILE, "digest": digest(artifact), "bytes": len(artifact)},
         "lineage": {
             "made_from": {
                 "name": parent["name"],
@@ -252,8 +254,8 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
     }
     if args.dry_run or (why[best] and not args.anyway):
         return report, 0 if args.dry_run else 1
-    parent = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
-    card = make_card(parent, best, copies[best], found[best], len(rows.train))
+    parent = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    card = make_card(parent, best, found[best], len(rows.train))
     key = None if args.key is None else read_key(args.key)
     report["written"] = str(write_model(args.models, card, copies[best], key=key))
     return report, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -12,11 +13,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from services.local import signature
+from services.local.manifest import CARD, CONFIG, SEAL, write_card
 
 MAX_BATCH = 64
 MODEL_FILE = "model.onnx"
-CARD_FILE = "card.json"
-CONFIG_FILE = "config.pbtxt"
 
 
 def triton_config(card: dict[str, Any]) -> str:
@@ -49,18 +49,6 @@ def triton_config(card: dict[str, Any]) -> str:
     )
 
 
-def write_card(folder: Path, card: dict[str, Any], key: Ed25519PrivateKey | None) -> None:
-    """Write a version's `card.json`, and with a key its signature `card.json.sig`."""
-    text = json.dumps(card, indent=2, allow_nan=False) + "\n"
-    path = folder / CARD_FILE
-    path.write_text(text, encoding="utf-8")
-    seal = path.with_name(f"{CARD_FILE}{signature.SUFFIX}")
-    if key is None:
-        seal.unlink(missing_ok=True)
-    else:
-        seal.write_text(signature.sign(key, text.encode()), encoding="ascii")
-
-
 def read_key(path: Path) -> Ed25519PrivateKey:
     """Read the private key that signs cards, from an unencrypted PEM file.
 
@@ -82,15 +70,27 @@ def write_model(
     card: dict[str, Any],
     artifact: bytes,
     *,
+    file: str = MODEL_FILE,
+    config: str = "",
     triton: bool = True,
     key: Ed25519PrivateKey | None = None,
 ) -> Path:
-    """Write `<root>/<name>/<version>/{model.onnx,card.json}`, and `config.pbtxt` for Triton.
+    """Write `<root>/<name>/<version>/` with a file and its card, and `config.pbtxt` for Triton.
 
-    With `key` the card is signed. Other versions of the model stay as they are.
+    The card gets its list of files here, and with `key` a signature. Other versions of the model
+    stay as they are.
 
     The model's folder is built beside the root and then moved into place, so that a Triton that
     polls `root` sees no half model. Other models under `root` stay as they are.
+
+    Args:
+        root: the model repository.
+        card: the card, without `artifact`.
+        artifact: the file's bytes.
+        file: the file's name.
+        config: the configuration; empty: as `triton_config` renders it.
+        triton: Triton serves it; else there is no configuration.
+        key: signs the card; None: it is not signed.
 
     Returns:
         The model's folder.
@@ -103,10 +103,10 @@ def write_model(
         folder = building / name
         version = folder / card["version"]
         version.mkdir(parents=True)
-        (version / MODEL_FILE).write_bytes(artifact)
-        write_card(version, card, key)
+        (version / file).write_bytes(artifact)
         if triton:
-            (folder / CONFIG_FILE).write_text(triton_config(card), encoding="utf-8")
+            (folder / CONFIG).write_text(config or triton_config(card), encoding="utf-8")
+        write_card(version, card, key)
         if target.exists():
             for other in target.iterdir():
                 if other.name.isdigit() and other.name != version.name:
@@ -116,3 +116,34 @@ def write_model(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return target
+
+
+def renew(root: Path, key: Ed25519PrivateKey | None) -> list[Path]:
+    """Write quantized copies anew whose cards are of the form that named one file only.
+
+    Such a signature covered neither the other files nor the configuration, so it is taken for what
+    it says and no more: the named file must be what the card states, signed by this very key, and
+    alone; the configuration is rendered from the card. What does not fit is left as it is, and the
+    local path says why it refuses it.
+
+    Returns:
+        The folders of the models that were written.
+    """
+    renewed = []
+    for path in sorted(root.glob(f"*/*/{CARD}")):
+        content = path.read_bytes()
+        card = json.loads(content)
+        if "lineage" not in card or "files" in card["artifact"]:
+            continue
+        stated = card.pop("artifact")
+        others = {entry.name for entry in path.parent.iterdir()} - {CARD, SEAL}
+        if others != {stated["file"]}:
+            continue
+        seal = path.with_name(SEAL)
+        signed = seal.exists() and seal.read_text(encoding="ascii", errors="replace")
+        if key and not (signed and signature.verified([key.public_key()], content, signed)):
+            continue
+        artifact = (path.parent / stated["file"]).read_bytes()
+        if stated["digest"] == f"sha256:{hashlib.sha256(artifact).hexdigest()}":
+            renewed.append(write_model(root, card, artifact, key=key))
+    return renewed

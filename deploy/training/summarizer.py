@@ -17,8 +17,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sklearn import datasets
 
-from deploy.training.cards import FORMAT, digest
-from deploy.training.repository import write_card
+from deploy.training.repository import write_model
 
 SOURCE = Path(__file__).resolve().parents[1] / "triton" / "models" / "note_summary.py"
 NAME = "note_summary_small"
@@ -78,16 +77,14 @@ def artifact(weights: dict[str, Any]) -> bytes:
     return f"{head}{_MARK}{body}\n".encode()
 
 
-def card(model: bytes, paragraphs: int, now: datetime, code: str | None) -> dict[str, Any]:
+def card(paragraphs: int, now: datetime, code: str | None) -> dict[str, Any]:
     """Return the model card."""
     return {
-        "card_format": FORMAT,
         "name": NAME,
         "version": VERSION,
         "task": "note_summary",
         "path": "local",
         "summary": "extractive summarizer by word rarity; not a language model",
-        "artifact": {"file": "model.py", "digest": digest(model), "bytes": len(model)},
         "inputs": [
             {"name": "text_input", "datatype": "BYTES", "shape": [1]},
             {"name": "stream", "datatype": "BOOL", "shape": [1]},
@@ -117,10 +114,5 @@ def write_summarizer(
     """Learn, and write `<models>/note_summary_small/`, signed with `key`; returns its folder."""
     paragraphs = texts()
     model = artifact(learn(paragraphs))
-    folder = models / NAME
-    version = folder / VERSION
-    version.mkdir(parents=True, exist_ok=True)
-    (version / "model.py").write_bytes(model)
-    write_card(version, card(model, len(paragraphs), now, code), key)
-    (folder / "config.pbtxt").write_text(CONFIG, encoding="utf-8")
-    return folder
+    about = card(len(paragraphs), now, code)
+    return write_model(models, about, model, file="model.py", config=CONFIG, key=key)

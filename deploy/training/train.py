@@ -25,7 +25,7 @@ from deploy.training.embedding import write_embedding
 from deploy.training.export import ExportMismatchError, export, verify
 from deploy.training.models import CANDIDATES, fit
 from deploy.training.offline import MissingDataError, offline_store, training_frame
-from deploy.training.repository import read_key, write_model
+from deploy.training.repository import read_key, renew, write_model
 from deploy.training.summarizer import write_summarizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,7 +60,6 @@ def train(repo: Path, models: Path, artifacts: Path, key: Ed25519PrivateKey | No
         card = make_card(
             candidate,
             fitted,
-            artifact,
             difference=difference,
             seconds=seconds,
             now=datetime.now(UTC),
@@ -70,11 +69,13 @@ def train(repo: Path, models: Path, artifacts: Path, key: Ed25519PrivateKey | No
         folder = write_model(models if local else artifacts, card, artifact, triton=local, key=key)
         metrics = ", ".join(f"{name} {value:.3f}" for name, value in fitted.metrics.items())
         _say(f"trained {candidate.name} v{candidate.version} in {seconds:.1f} s: {metrics}")
-        _say(f"  {folder} ({len(artifact):,} bytes, {card['artifact']['digest'][:19]}…)")
+        _say(f"  {folder} ({len(artifact):,} bytes)")
     folder = write_summarizer(models, datetime.now(UTC), code, key)
     _say(f"built {folder.name}: word weights for an extractive summarizer")
     folder = write_embedding(models, datetime.now(UTC), code, key)
     _say(f"built {folder.name}: a text embedding by latent semantic analysis")
+    for folder in renew(models, key):
+        _say(f"wrote the card of {folder.name} anew: it was of an older form")
 
 
 def _say(line: str) -> None:

@@ -1,15 +1,15 @@
-"""The digests of the models' artifacts, from the files and the cards beside them.
+"""What is known about models' artifacts, from their files and the cards beside them.
 
-`<models>/<name>/<version>/` holds what Triton loads and, where our training wrote it, `card.json`.
-A card states its artifact's digest; a file that differs from it is not what was approved, and the
-model is refused. Where keys are given, a card must be signed by one of them too (signature.py).
+`<models>/<name>/<version>/` holds what Triton loads and, where our training or `twinpath models
+sign` wrote it, `card.json`. A card lists every file of its version and states its configuration
+(manifest.py); a version that differs from its card in any of them is not what was approved, and is
+refused. Where keys are given, a card must be signed by one of them too (signature.py).
 Triton may hold in memory what it loaded before a file changed: the digest is that of the files,
 looked at whenever they change.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +17,9 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from services.local import signature
+from services.local import manifest, signature
 
-CARD = "card.json"
-_PREFIX = "sha256:"
-_NOT_ARTIFACTS = ("__pycache__", ".")
+CARD = manifest.CARD
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,59 +47,24 @@ class Artifacts:
             return _UNKNOWN
         folder = self._folder / name / version
         try:
-            files = _files(folder)
-            state = [(path, *_stamp(path)) for path in files]
+            state = manifest.stamps(folder)
             known = self._seen.get(folder)
             if known is None or known[0] != state:
-                known = (state, _examine(folder, files, self._keys))
+                known = (state, _examine(folder, self._keys))
                 self._seen[folder] = known
         except OSError as error:
             return Artifact(fault=f"its files can't be read: {error.strerror}")
         return known[1]
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and not any(p.startswith(_NOT_ARTIFACTS) for p in path.relative_to(folder).parts)
-    )
-
-
-def _stamp(path: Path) -> tuple[int, int, int]:
-    stat = path.stat()
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-def _hash(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
-
-
-def digest_of(folder: Path, files: list[Path]) -> bytes:
-    """Return the digest of an artifact.
-
-    One file: its SHA-256. Several: the SHA-256 of a line for each, in the order of their names:
-    the file's own digest in hex, two spaces, its path below the folder (as `sha256sum` prints).
-    """
-    if not files:
-        return b""
-    if len(files) == 1:
-        return _hash(files[0])
-    lines = (f"{_hash(f).hex()}  {f.relative_to(folder).as_posix()}\n" for f in files)
-    return hashlib.sha256("".join(lines).encode()).digest()
-
-
-def _examine(folder: Path, files: list[Path], keys: Sequence[Ed25519PublicKey]) -> Artifact:
-    card = folder / CARD
-    seal = folder / f"{CARD}{signature.SUFFIX}"
-    if card not in files:
+def _examine(folder: Path, keys: Sequence[Ed25519PublicKey]) -> Artifact:
+    card, seal = folder / CARD, folder / manifest.SEAL
+    if not card.is_file():
         fault = f"it has no {CARD}, so nobody vouches for it" if keys else ""
-        return Artifact(digest_of(folder, files), fault)
+        return Artifact(manifest.of_folder(folder, strict=False).digest, fault)
     content = card.read_bytes()
     if keys:
-        if seal not in files:
+        if not seal.is_file():
             return Artifact(fault=f"its {CARD} is not signed")
         if not signature.verified(
             keys, content, seal.read_text(encoding="ascii", errors="replace")
@@ -109,16 +72,17 @@ def _examine(folder: Path, files: list[Path], keys: Sequence[Ed25519PublicKey]) 
             return Artifact(fault=f"its {CARD} is not signed by a key that is trusted here")
     try:
         read = json.loads(content)
-        stated = read["artifact"]
         names = read.get("name", folder.parent.name), str(read.get("version", folder.name))
-        file, text = folder / stated["file"], stated["digest"]
-        digest = bytes.fromhex(text.removeprefix(_PREFIX))
+        if "files" not in read["artifact"]:
+            return Artifact(
+                fault=f"its {CARD} is of an older form, which does not list the version's files: "
+                "train it again, or look at them and sign it (twinpath models sign --anew)"
+            )
+        stated = manifest.of_card(read["artifact"])
     except (ValueError, KeyError, TypeError, AttributeError):
         return Artifact(fault=f"its {CARD} can't be read")
     if names != (folder.parent.name, folder.name):  # signed, but for something else
         return Artifact(fault=f"its {CARD} is that of {names[0]} version {names[1]}")
-    if file not in files:
-        return Artifact(fault=f"its {CARD} names a file that is not there")
-    if _hash(file) != digest:
-        return Artifact(fault=f"its artifact is not the one that its {CARD} states")
-    return Artifact(digest)
+    found = manifest.of_folder(folder)
+    fault = found.misfit(stated)
+    return Artifact(fault=fault) if fault else Artifact(found.digest)

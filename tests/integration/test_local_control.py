@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -17,9 +15,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from services.cli.embedded.triton import Triton
-from services.local import signature
 from services.local.compose import build
+from services.local.manifest import write_card
 from services.local.settings import LocalSettings
+from services.local.triton import TritonServer
 from tests import triton_models
 from tests.local_path import Stub, ask, failure, features, item, new_triton, triton
 from tests.support import (
@@ -53,16 +52,26 @@ class TritonPythonModel:
         time.sleep(float(x.max()) / 1000)
         return pb.InferenceResponse([pb.Tensor("said", np.full((len(x), 1), VERSION, np.float32))])
 """
-CONFIG = """max_batch_size: 8
-input { name: "features" data_type: TYPE_FP32 dims: [ 1 ] }
-output { name: "said" data_type: TYPE_FP32 dims: [ 1 ] }
+# Says itself what it gives, as exported graphs do: a version may give something else.
+DECLARES = (
+    CODE
+    + """
+    @staticmethod
+    def auto_complete_config(config):
+        config.add_output({"name": "said", "data_type": "TYPE_FP32", "dims": [1]})
+        return config
 """
+)
+INPUTS = """max_batch_size: 8
+input { name: "features" data_type: TYPE_FP32 dims: [ 1 ] }
+"""
+CONFIG = INPUTS + 'output { name: "said" data_type: TYPE_FP32 dims: [ 1 ] }\n'
 
 
-def version(root: Path, name: str, number: int, code: str = CODE) -> Path:
+def version(root: Path, name: str, number: int, code: str = CODE, config: str = CONFIG) -> Path:
     """Write a version of a model; returns its folder."""
     code = code.replace("VERSION", str(number))
-    return triton_models.write_model(root, name, code, CONFIG, [str(number)]) / str(number)
+    return triton_models.write_model(root, name, code, config, [str(number)]) / str(number)
 
 
 @dataclass
@@ -214,41 +223,67 @@ async def test_what_is_under_way_ends_before_the_version_goes(
 
 
 def vouch(folder: Path, key: Ed25519PrivateKey) -> None:
-    """Write a signed card for a version's only file."""
-    digest = hashlib.sha256((folder / "model.py").read_bytes()).hexdigest()
-    card = {"artifact": {"file": "model.py", "digest": f"sha256:{digest}"}}
-    text = json.dumps(card)
-    (folder / "card.json").write_text(text)
-    (folder / "card.json.sig").write_text(signature.sign(key, text.encode()))
+    """Write a signed card for a version."""
+    write_card(folder, {"name": folder.parent.name, "version": folder.name}, key)
+
+
+async def loaded(server: Triton, model: str) -> set[str]:
+    """The versions that Triton itself has loaded."""
+    direct = TritonServer(server.url, 1 << 20)
+    try:
+        entries = await direct.index(10)
+    finally:
+        await direct.close()
+    return {e.version for e in entries if e.name == model and e.state == "READY"}
 
 
 async def test_a_bad_version_is_refused_and_the_old_one_serves_on(
     server: Triton, keys: MeshKeys, tmp_path: Path
 ) -> None:
-    """Unsigned, changed, broken, failing its warm-up, or not there: each with its reason."""
+    """Unsigned, changed, added to, broken, not warming up, not fitting its task, not there."""
     key = Ed25519PrivateKey.generate()
     trusted = tmp_path / "approvers.pem"
     trusted.write_text(public_pem(key))
+    tasks = tmp_path / "catalog" / "tasks"
+    tasks.mkdir(parents=True)
     root = server.options.models
-    vouch(version(root, "checked", 1), key)
-    version(root, "checked", 2)
-    vouch(version(root, "checked", 3), key)
+
+    def new(number: int, code: str = DECLARES) -> Path:
+        return version(root, "checked", number, code, INPUTS)
+
+    vouch(new(1), key)
+    new(2)
+    vouch(new(3), key)
     with (root / "checked" / "3" / "model.py").open("a") as file:
         file.write("# changed after it was signed\n")
-    vouch(version(root, "checked", 4, "raise RuntimeError('tilt')"), key)
-    vouch(version(root, "checked", 5, CODE.replace("(len(x), 1)", "(7, 3)")), key)
-    async with path(keys, server, artifact_keys=trusted) as local:
+    vouch(new(4, DECLARES + "\nraise RuntimeError('tilt')\n"), key)
+    vouch(new(5, DECLARES.replace("(len(x), 1)", "(7, 3)")), key)
+    vouch(new(7), key)
+    (root / "checked" / "7" / "extra.py").write_text("")
+    vouch(new(8, DECLARES.replace('"dims": [1]', '"dims": [2]')), key)
+    async with path(keys, server, artifact_keys=trusted, catalog=tasks.parent) as local:
         await local.load("checked", "1")
+        (tasks / "t.yaml").write_text(
+            """
+name: checks
+inputs: [{name: features, datatype: FP32, shape: [1, 1]}]
+outputs: [{name: said, datatype: FP32, shape: [1, 1]}]
+candidates: [{id: x, path: local, model: checked, version: live}]
+"""
+        )
         for number, reason, why in (
             ("2", "ARTIFACT_UNTRUSTED", "no card.json"),
             ("3", "ARTIFACT_UNTRUSTED", "not the one"),
             ("4", "MODEL_LOAD_FAILED", "tilt"),
             ("5", "WARM_UP_FAILED", "output"),
             ("6", "MODEL_UNKNOWN", "no such version"),
+            ("7", "ARTIFACT_UNTRUSTED", "does not list: extra.py"),
+            ("8", "CONTRACT_DIVERGES", "task checks can't use it: its output 'said' is [-1, 2]"),
         ):
             error = await refusal(local.load("checked", number))
             assert error.reason == reason
             assert why in error.message
+            assert await loaded(server, "checked") == {"1"}  # the rest is gone from Triton, too
             assert await local.said("checked") == 1
         states = await local.states("checked")
         assert [s.version for s in states.values() if s.stage == pb.STAGE_READY] == ["1"]

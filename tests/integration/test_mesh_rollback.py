@@ -12,8 +12,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from deploy.training.repository import read_key, write_card
-from services.local.artifacts import CARD
+from deploy.training.repository import read_key
+from services.local.manifest import CARD, write_card
 from tests.integration.conftest import DIABETES, LOCAL, MeshUnderTest, request
 from twinpath.inference.v1 import model_control_pb2 as pb
 from twinpath.inference.v1 import model_control_pb2_grpc

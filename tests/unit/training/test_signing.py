@@ -11,22 +11,21 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
-from deploy.training.cards import digest
-from deploy.training.repository import read_key, write_model
+from deploy.training.repository import read_key, renew, write_model
 from deploy.training.summarizer import write_summarizer
 from services.cli.models import app
 from services.local.artifacts import Artifacts
+from services.local.signature import sign
 from tests.support import private_pem
 
 
-def card(version: str = "1", artifact: bytes = b"graph") -> dict[str, Any]:
+def card(version: str = "1") -> dict[str, Any]:
     """A card with what the repository reads of it."""
     return {
         "name": "m",
         "version": version,
         "task": "t",
         "summary": "a model",
-        "artifact": {"file": "model.onnx", "digest": digest(artifact)},
         "inputs": [{"name": "features", "datatype": "FP32", "shape": [-1, 2]}],
         "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 1]}],
     }
@@ -56,6 +55,47 @@ def test_other_versions_of_a_model_stay(tmp_path: Path, key: Ed25519PrivateKey) 
     for version in ("1", "2", "1"):
         write_model(tmp_path, card(version), b"graph", key=key)
     assert not Artifacts(tmp_path, [key.public_key()]).look("m", "2").fault
+
+
+def older(folder: Path, key: Ed25519PrivateKey, **more: Any) -> dict[str, Any]:
+    """Turn a version's card into one of the form that named one file only; returns the card."""
+    written: dict[str, Any] = json.loads((folder / "card.json").read_text())
+    (file,) = written.pop("artifact")["files"]
+    artifact = {"file": file["path"], "digest": file["digest"], "bytes": file["bytes"]}
+    text = json.dumps(written | {"card_format": 1, "artifact": artifact} | more)
+    (folder / "card.json").write_text(text)
+    (folder / "card.json.sig").write_text(sign(key, text.encode()))
+    return written
+
+
+def test_training_writes_the_older_cards_of_quantized_copies_anew(
+    tmp_path: Path, key: Ed25519PrivateKey
+) -> None:
+    """It does not make the copies itself, and a mesh that stood before must start."""
+    folder = write_model(tmp_path, card(), b"graph", key=key) / "1"
+    older(folder, key, lineage={"method": "INT8"})
+    artifacts = Artifacts(tmp_path, [key.public_key()])
+    assert "older form" in artifacts.look("m", "1").fault
+    assert [path.name for path in renew(tmp_path, key)] == ["m"]
+    assert not artifacts.look("m", "1").fault
+    assert json.loads((folder / "card.json").read_text())["lineage"] == {"method": "INT8"}
+    assert renew(tmp_path, key) == []
+
+
+@pytest.mark.parametrize("fault", ["extra", "changed", "stranger", "by hand"])
+def test_training_vouches_for_nothing_that_an_older_signature_did_not(
+    tmp_path: Path, key: Ed25519PrivateKey, fault: str
+) -> None:
+    """A file beside, another artifact, another signer, a model that nobody quantized: refused."""
+    folder = write_model(tmp_path, card(), b"graph", key=key) / "1"
+    signer = Ed25519PrivateKey.generate() if fault == "stranger" else key
+    older(folder, signer, **({} if fault == "by hand" else {"lineage": {}}))
+    if fault == "extra":
+        (folder / "model.py").write_text("import os")
+    if fault == "changed":
+        (folder / "model.onnx").write_bytes(b"other")
+    assert renew(tmp_path, key) == []
+    assert Artifacts(tmp_path, [key.public_key()]).look("m", "1").fault
 
 
 def test_the_command_signs(tmp_path: Path, key: Ed25519PrivateKey) -> None:
