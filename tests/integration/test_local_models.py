@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from services.cli.embedded.triton import Triton
-from services.local import signature
+from services.local.manifest import write_card
 from tests import triton_models
 from tests.local_path import Door, Stub, ask, failure, features, item, local, model_input, triton
 from tests.support import MeshKeys, public_pem
@@ -137,15 +135,6 @@ async def test_priority_reaches_tritons_queue(server: Triton, keys: MeshKeys, do
     assert done == ["first", "interactive", "batch"]
 
 
-def card(folder: Path) -> Path:
-    """Write a card for a model's only file; returns the card."""
-    content = (folder / "model.py").read_bytes()
-    path = folder / "card.json"
-    artifact = {"file": "model.py", "digest": f"sha256:{hashlib.sha256(content).hexdigest()}"}
-    path.write_text(json.dumps({"artifact": artifact}))
-    return path
-
-
 async def test_only_what_somebody_vouches_for_serves(
     server: Triton, keys: MeshKeys, tmp_path: Path
 ) -> None:
@@ -155,9 +144,7 @@ async def test_only_what_somebody_vouches_for_serves(
     trusted.write_text(public_pem(key))
     models = triton_models.repository(tmp_path / "models", *MODELS)
     for name in ("echo", "queued"):
-        written = card(models / name / "1")
-        seal = signature.sign(key, written.read_bytes())
-        written.with_name("card.json.sig").write_text(seal)
+        write_card(models / name / "1", {"name": name, "version": "1"}, key)
     with (models / "queued" / "1" / "model.py").open("a") as file:
         file.write("# changed after it was signed\n")
     async with local(keys, server.url, models=models, artifact_keys=trusted) as stub:
