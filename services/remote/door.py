@@ -14,7 +14,7 @@ from services.chassis.errors import (
     PermissionDeniedError,
     ResourceExhaustedError,
 )
-from services.remote import meters
+from services.remote import meters, tracing
 from services.remote.catalog import Model, Provider
 from services.remote.grants import GrantVerifier, UsedGrants, check_fit
 from services.remote.limit_claims import Claim
@@ -84,6 +84,7 @@ class Door:
         if left_s <= 0:
             raise _too_late()
         claims = self._verifier.verify(item)
+        tracing.granted(claims)
         given, found = _model_input(item.input)
         vendor = self._vendors.find(item.provider)
         model = self._vendors.find_model(vendor, item.model, item.version)

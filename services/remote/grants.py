@@ -94,7 +94,11 @@ def check_fit(
     provider: Provider,
     model: Model,
 ) -> None:
-    """Check every claim against the item, the provider and the model.
+    """Check the claims against the item, the provider and the model.
+
+    Candidate and policy version must be there, and are compared with nothing: an item names no
+    candidate but what it stands for, and of two policy sets both are good while a catalog goes
+    round (see grant.proto). The attempt's span has them.
 
     Args:
         claims: Verified claims.

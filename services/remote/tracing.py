@@ -29,7 +29,7 @@ from yarl import URL
 from services.chassis import telemetry
 from services.remote.wire import Body, Parsed
 from twinpath import telemetry as names
-from twinpath.inference.v1 import inference_pb2
+from twinpath.inference.v1 import grant_pb2, inference_pb2
 
 _tracer = trace.get_tracer(__name__)
 _w3c = TraceContextTextMapPropagator()
@@ -99,6 +99,16 @@ class GenAi:
 
     operation: str
     system: str
+
+
+def granted(claims: grant_pb2.GrantClaims) -> None:
+    """Note on whose word an attempt is made: what a grant says that nothing is compared with."""
+    span = trace.get_current_span()
+    if not span.is_recording():
+        return
+    span.set_attribute(names.CANDIDATE, claims.candidate)
+    span.set_attribute(names.POLICY_VERSION, claims.policy_version)
+    span.set_attribute(names.TASK, claims.task)
 
 
 def asking(body: Body, url: URL) -> None:

@@ -71,6 +71,19 @@ async def test_the_span_says_what_was_asked_by_http_and_answered(
     assert lost["error.type"] == "VENDOR_CONNECTION_LOST"
 
 
+@every_case
+async def test_the_span_says_on_whose_word_it_was_asked(
+    case: Case, keys, tmp_path, spans: InMemorySpanExporter
+) -> None:
+    """What stands in the grant and is compared with nothing: candidate, policy set, task."""
+    async with served(case, keys, tmp_path) as remote:
+        await ask(case, remote)
+    found = attributes(spans)
+    assert found["twinpath.candidate"] == "echo_remote"
+    assert found["twinpath.policy.version"] == "test"
+    assert found["twinpath.task"] == "test"
+
+
 @speaking
 async def test_the_span_says_which_language_model_was_asked_and_what_it_counted(
     case: Case, keys, tmp_path, spans: InMemorySpanExporter
