@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-VERSION = 3  # of the schema, and of what is derived into it; an index of another is made anew
+VERSION = 4  # of the schema, and of what is derived into it; an index of another is made anew
 _COMMON = frozenset({1, 2})  # INTENT and OUTCOME
 NO_CANDIDATES: tuple[tuple[int, str, str], ...] = ()
 _SCHEMA = """
@@ -54,7 +54,8 @@ class Row(NamedTuple):
         egress: bytes went, or may have gone, to a vendor.
         fallback: another candidate than the plan's first answered.
         payload: a payload is kept beside it.
-        candidates: (path, model, version) of those that answered or were intended.
+        candidates: (path, model, version) of those that answered or were intended; a version
+            may be the catalog's, or the one that the server or vendor itself reported.
         opens_until_us: > 0 for an INTENT: when it may be closed.
         closes: whether the record ends the decision's open INTENT.
     """

@@ -168,7 +168,7 @@ def row_of(record: record_pb2.Record) -> Row:
         _egress(record),
         record.fallback,
         bool(record.payload_digest),
-        tuple([(c.path, c.model, c.version) for c in record.candidates]),
+        _models(record),
         opens,
         kind in ENDS,
     )
@@ -177,6 +177,18 @@ def row_of(record: record_pb2.Record) -> Row:
 def row_of_leaf(leaf: bytes) -> Row:
     """Return what the index keeps of a record, from its bytes in the log."""
     return row_of(record_pb2.Record.FromString(leaf))
+
+
+def _models(record: record_pb2.Record) -> tuple[tuple[int, str, str], ...]:
+    """Name who answered or may be called, by the version asked for and by the one reported."""
+    candidates = record.candidates
+    found = [(c.path, c.model, c.version) for c in candidates]
+    for attempt in record.attempts:
+        version = attempt.reported_version
+        if version and not attempt.code:
+            answered = attempt.candidate.id
+            found.extend([(c.path, c.model, version) for c in candidates if c.id == answered])
+    return tuple(found)
 
 
 def _egress(record: record_pb2.Record) -> bool:

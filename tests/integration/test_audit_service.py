@@ -235,6 +235,32 @@ async def test_query_by_everything(tmp_path):
         assert [f.record.decision_id for part in exported for f in part.records] == list("aabcd")
 
 
+async def test_a_version_that_the_vendor_reported_is_found(tmp_path):
+    """By the version that was asked for and by the one that answered, not by a failed attempt's."""
+    dated = {"candidate": REMOTE, "reported_version": "large-2026-03-01"}
+    attempts = {
+        "a": [decision_pb2.Attempt(**dated)],
+        "b": [decision_pb2.Attempt(**dated, code=14), decision_pb2.Attempt(candidate=LOCAL)],
+        "c": [decision_pb2.Attempt(candidate=REMOTE, reported_version="1")],
+    }
+    answered = {"a": REMOTE, "b": LOCAL, "c": REMOTE}
+
+    async def ask(calls, **filters):
+        auditor = await calls.by("auditor")
+        request = audit_pb2.QueryRequest(filter=audit_pb2.Filter(**filters))
+        return [found.record.decision_id for found in (await auditor.Query(request)).records]
+
+    async with service(tmp_path) as calls:
+        for name, tried in attempts.items():
+            await calls.append(entry(name, attempts=tried, candidates=[answered[name]]))
+        assert await ask(calls, model="diabetes_large", version="large-2026-03-01") == ["a"]
+        assert await ask(calls, version="large-2026-03-01") == ["a"]
+        assert await ask(calls, model="diabetes_large", version="1") == ["a", "c"]
+    (tmp_path / "audit" / "index.sqlite").unlink()
+    async with service(tmp_path) as calls:
+        assert await ask(calls, model="diabetes_large", version="large-2026-03-01") == ["a"]
+
+
 async def test_proofs_check_out(tmp_path):
     """What Prove, ProveConsistency and Checkpoint say is checked with nothing but the key."""
     async with service(tmp_path) as calls:
