@@ -8,10 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from services.remote.catalog_access import (
     Auth,
+    CaFile,
     Entry,
     Limits,
     Token,
@@ -141,6 +142,8 @@ class Provider(Entry):
         protocol: Which adapter speaks to it.
         base_url: Where it is; https, or http on this machine only unless `plain_http` is set.
         plain_http: Whether http to another machine is accepted.
+        ca_file: Certificates of the authorities that sign the vendor's, where the system does not
+            know them (servers on the premises); then no others are trusted.
         token: Our token for it.
         region: Where it processes what it gets.
         max_data_class: The strictest class of data that it may get.
@@ -166,6 +169,7 @@ class Provider(Entry):
     protocol: str
     base_url: str
     plain_http: bool = False
+    ca_file: CaFile | None = None
     token: Token
     region: Name
     max_data_class: Literal["public", "internal", "confidential"]
@@ -189,6 +193,13 @@ class Provider(Entry):
     def _never_restricted(cls, value: object) -> object:
         if value == "restricted":
             raise ValueError("restricted data never leaves; the highest class is confidential")
+        return value
+
+    @field_validator("ca_file")
+    @classmethod
+    def _encrypted(cls, value: CaFile | None, info: ValidationInfo) -> CaFile | None:
+        if value is not None and not str(info.data.get("base_url")).startswith("https://"):
+            raise ValueError("has no effect without https")
         return value
 
     @model_validator(mode="after")

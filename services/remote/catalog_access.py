@@ -5,17 +5,37 @@ from __future__ import annotations
 import datetime as dt
 import ipaddress
 import re
+import ssl
 from pathlib import Path
 from typing import Annotated, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 
 class Entry(BaseModel):
     """No unknown keys: a misspelt one must not pass for an absent one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _of_authorities(path: Path) -> Path:
+    try:
+        ssl.create_default_context(cafile=path)
+    except OSError as error:  # an SSLError is one
+        raise ValueError(f"holds no certificates: {error.strerror or error}") from None
+    return path
+
+
+CaFile = Annotated[Path, AfterValidator(_of_authorities)]
+"""Certificates (PEM) of authorities that are trusted instead of the system's."""
 
 
 class Secret(Entry):
@@ -45,6 +65,7 @@ class OAuth2(Entry):
         client_secret: How we prove it.
         scope: What we ask for; empty: nothing in particular.
         audience: Which API the token is for, where the server wants to know.
+        ca_file: Who signs the server's certificate, where the system does not know.
     """
 
     token_url: str
@@ -52,6 +73,7 @@ class OAuth2(Entry):
     client_secret: Secret
     scope: str = ""
     audience: str = ""
+    ca_file: CaFile | None = None
 
     @field_validator("token_url")
     @classmethod

@@ -21,6 +21,7 @@ from services.remote.credentials import Credentials
 from services.remote.prices import day_of, guess_tokens, price_on
 from services.remote.provider import Answer, AnswerStream, Ask, Dialect, Tensors
 from services.remote.tensor_fit import violations
+from services.remote.tls import tls
 from services.remote.vendor_pace import Pace
 from services.remote.wire import (
     EVENTS_TYPE,
@@ -68,6 +69,7 @@ class HttpVendor:
         self._url = lru_cache(maxsize=256)(self._whole_url)
         self._credentials = Credentials(provider, dialect, clock, self._session)
         self._pace = Pace(provider, clock)
+        self._tls = tls(provider.ca_file)
 
     def streams(self, model: Model) -> bool:
         """See `Adapter`."""
@@ -177,7 +179,11 @@ class HttpVendor:
         try:
             headers = await self._credentials.headers(None, asked, url, self._left_s(until))
             async with self._session.get(
-                url, headers=headers, timeout=self._timeout(until), allow_redirects=False
+                url,
+                headers=headers,
+                timeout=self._timeout(until),
+                allow_redirects=False,
+                ssl=self._tls,
             ) as response:
                 if response.status in (404, 405, 429) and self._provider.protocol != "oip-http":
                     return
@@ -216,6 +222,7 @@ class HttpVendor:
                 headers=headers,
                 timeout=self._timeout(until),
                 allow_redirects=False,
+                ssl=self._tls,
             ) as response:
                 status, said = response.status, response.headers
                 tracing.answered(status)

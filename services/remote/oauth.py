@@ -12,6 +12,7 @@ from services.chassis.clock import Clock
 from services.chassis.errors import ServiceError
 from services.remote import failures
 from services.remote.catalog_access import OAuth2
+from services.remote.tls import tls
 from services.remote.tokens import TokenSource, usable
 from services.remote.wire import AnswerError, load_object
 
@@ -44,6 +45,7 @@ class ClientCredentials:
         self._secret = TokenSource(provider, config.client_secret)
         self._clock = clock
         self._session = session
+        self._tls = tls(config.ca_file)
         self._token = ""
         self._ends = 0.0
         self._due = 0.0
@@ -113,6 +115,7 @@ class ClientCredentials:
                 data=form,
                 headers={"Accept": "application/json", "Authorization": auth},
                 timeout=_TIMEOUT,
+                ssl=self._tls,
                 allow_redirects=False,
             ) as response:
                 content = await response.content.read(_MAX_ANSWER)

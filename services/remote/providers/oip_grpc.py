@@ -133,8 +133,9 @@ class OipGrpc:
             ("grpc.max_reconnect_backoff_ms", _MAX_BACKOFF_MS),
             ("grpc.min_reconnect_backoff_ms", int(provider.connect_timeout_s * 1000)),
         ]
+        roots = provider.ca_file.read_bytes() if provider.ca_file else None
         self._channel = (
-            grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(), options)
+            grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(roots), options)
             if secure
             else grpc.aio.insecure_channel(target, options)
         )
