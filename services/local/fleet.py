@@ -102,23 +102,39 @@ class Fleet:
     async def stream(
         self, ask: Ask, deadline: float, metadata: Metadata
     ) -> AsyncIterator[AsyncGenerator[Answer]]:
-        """Give one replica's stream of responses. No second try: its first chunk may be out.
+        """Give one replica's stream of responses; another one's, if it fails before the first.
 
         Raises:
             ServiceError: as `faults` says, in the middle of the stream too.
         """
-        replica = self._pick(ask.spec, [])
-        replica.in_flight += 1
-        answers = replica.server.stream(ask, self._left(deadline), metadata)
+        answers = self._chunks(ask, deadline, metadata)
         try:
             yield answers
-        except TritonError as error:
-            if error.error.reason == _AWAY:
-                replica.failed()
-            raise error.error from error
         finally:
-            replica.in_flight -= 1
             await answers.aclose()
+
+    async def _chunks(
+        self, ask: Ask, deadline: float, metadata: Metadata
+    ) -> AsyncGenerator[Answer]:
+        self._balancer.begin()
+        tried: list[Replica[TritonServer]] = []
+        replica = self._pick(ask.spec, tried)
+        begun = False
+        while True:
+            left = self._left(deadline)
+            replica.in_flight += 1
+            answers = replica.server.stream(ask, left, metadata)
+            try:
+                async for answer in answers:
+                    begun = True
+                    yield answer
+                return
+            except TritonError as error:
+                another = self._elsewhere(ask.spec, replica, error, tried, begun=begun)
+            finally:
+                replica.in_flight -= 1
+                await answers.aclose()
+            replica = another
 
     async def _somewhere(
         self,
@@ -126,8 +142,7 @@ class Fleet:
         deadline: float,
         work: Callable[[TritonServer, float], Awaitable[Answer]],
     ) -> Answer:
-        budget = self._balancer.budget
-        budget.earn()
+        self._balancer.begin()
         tried: list[Replica[TritonServer]] = []
         replica = self._pick(spec, tried)
         while True:
@@ -136,19 +151,36 @@ class Fleet:
             try:
                 answer = await work(replica.server, left)
             except TritonError as error:
-                if error.error.reason == _AWAY:
-                    replica.failed()
-                tried.append(replica)
-                key = (spec.name, spec.version)
-                another = self._balancer.pick(key, tried) if error.elsewhere else None
-                if another is None or not budget.spend():
-                    raise error.error from error
+                another = self._elsewhere(spec, replica, error, tried)
             else:
                 replica.answered()  # as good as a ping, which may be late on a busy machine
                 return answer
             finally:
                 replica.in_flight -= 1
             replica = another
+
+    def _elsewhere(
+        self,
+        spec: ModelSpec,
+        replica: Replica[TritonServer],
+        error: TritonError,
+        tried: list[Replica[TritonServer]],
+        *,
+        begun: bool = False,
+    ) -> Replica[TritonServer]:
+        """Return where to try again what a replica has failed; `begun`: part of it is out.
+
+        Raises:
+            ServiceError: nowhere, or the budget is spent: the call's own error.
+        """
+        if error.error.reason == _AWAY:
+            replica.failed()
+        tried.append(replica)
+        may = error.elsewhere and not begun
+        another = self._balancer.pick((spec.name, spec.version), tried) if may else None
+        if another is None or not self._balancer.budget.spend():
+            raise error.error from error
+        return another
 
     def _pick(self, spec: ModelSpec, tried: list[Replica[TritonServer]]) -> Replica[TritonServer]:
         replica = self._balancer.pick((spec.name, spec.version), tried)

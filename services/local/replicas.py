@@ -51,16 +51,25 @@ class Replica(Generic[S]):
 
 
 class RetryBudget:
-    """Second tries for a share of the calls: each call earns `share`, each second try costs 1."""
+    """Second tries for a share of the calls: each call earns `share`, each second try costs 1.
 
-    def __init__(self, share: float = 0.1, most: float = 20.0) -> None:
+    At once there may be as many as calls are under way, and never fewer than `least`: all that are
+    on a replica fall with it, and sending them elsewhere is no more load than there was. What a
+    rise in load allows is worn off again by the calls that follow.
+    """
+
+    def __init__(self, share: float = 0.1, least: float = 20.0) -> None:
         self._share = share
-        self._most = most
-        self._tokens = most
+        self._least = least
+        self._most = least
+        self._tokens = least
 
-    def earn(self) -> None:
-        """A first try was made."""
-        self._tokens = min(self._most, self._tokens + self._share)
+    def earn(self, under_way: int = 0) -> None:
+        """A first try is made, while so many calls are under way, itself included."""
+        most = max(self._least, under_way, self._most - self._share)
+        rise = max(0.0, most - self._most)
+        self._tokens = min(most, self._tokens + self._share + rise)
+        self._most = most
 
     def spend(self) -> bool:
         """Take one second try, if there is one."""
@@ -77,6 +86,10 @@ class Balancer(Generic[S]):
         self.replicas = list(replicas)
         self.budget = budget or RetryBudget()
         self._turn = 0
+
+    def begin(self) -> None:
+        """Note a first try, which the budget for second ones follows."""
+        self.budget.earn(1 + sum(replica.in_flight for replica in self.replicas))
 
     def up(self) -> list[Replica[S]]:
         """Return the replicas that answer pings."""

@@ -186,3 +186,26 @@ async def test_a_stream_that_is_cut_is_no_success(tmp_path: Path, keys: MeshKeys
     assert error.code is grpc.StatusCode.UNAVAILABLE
     assert error.reason == "TRITON_UNAVAILABLE"
     ends_failed(messages, "TRITON_UNAVAILABLE")
+
+
+async def test_streams_go_to_the_other_replica_before_their_first_chunk(
+    tmp_path: Path, keys: MeshKeys
+) -> None:
+    """When the one that they were asked of has just been killed: nobody has seen anything yet."""
+    one, two = (new_triton(tmp_path / n, triton_models.words) for n in ("one", "two"))
+    async with one, two, local(keys, f"{one.url},{two.url}", refresh_s=60) as stub:
+        async with asyncio.timeout(60):
+            while not await told(stub):  # noqa: ASYNC110 - until both are known to be up
+                await asyncio.sleep(0.05)
+        one.signal(signal.SIGKILL)
+        calls = (read(stream(stub, "two words", timeout=60)) for _ in range(64))
+        assert {text_of(messages) for messages in await asyncio.gather(*calls)} == {"two words "}
+
+
+async def told(stub: Stub) -> bool:
+    """Whether a stream comes."""
+    try:
+        await read(stream(stub, "word"))
+    except grpc.RpcError:
+        return False
+    return True

@@ -62,9 +62,31 @@ def test_a_replica_that_failed_a_call_comes_last_until_the_next_ping() -> None:
     assert balancer.pick(MODEL) is a
 
 
+def test_as_many_may_go_elsewhere_as_were_under_way() -> None:
+    """A replica takes along what is on it: that much load was there before it went."""
+    budget = RetryBudget(share=0.1, least=2)
+    for under_way in range(1, 129):
+        budget.earn(under_way)
+    assert sum(budget.spend() for _ in range(200)) == 128
+    budget.earn(128)  # the same load again: no new allowance but the share of the calls
+    assert not budget.spend()
+    for _ in range(10):
+        budget.earn(128)
+    assert [budget.spend(), budget.spend()] == [True, False]
+
+
+def test_the_allowance_of_busy_times_fades() -> None:
+    """It is worn off by the calls of quieter ones."""
+    budget = RetryBudget(share=0.5, least=2)
+    budget.earn(10)
+    for _ in range(10):
+        budget.earn(1)
+    assert sum(budget.spend() for _ in range(20)) == 5
+
+
 def test_second_tries_are_a_share_of_first_ones() -> None:
     """Under a general outage they stop; calls that are made earn them back."""
-    budget = RetryBudget(share=0.25, most=2)
+    budget = RetryBudget(share=0.25, least=2)
     assert [budget.spend() for _ in range(3)] == [True, True, False]
     for _ in range(3):
         budget.earn()
