@@ -1,6 +1,6 @@
 """What the audit service makes of the router's entries: records, payloads, index rows.
 
-The subject's name, the digests and the payload come in; a pseudonym, HMACs and a ciphertext go
+The subject's name, plain digests and the payload come in; a pseudonym, HMACs and a ciphertext go
 into the log. The leaf is the record's deterministic serialization, made once.
 """
 
@@ -121,6 +121,9 @@ def seal(entry: audit_pb2.Entry, keys: SubjectKeys, record_time_us: int) -> Seal
         record.input_hmac = keys.mac(b"input" + entry.input_digest)
     if entry.output_digest:
         record.output_hmac = keys.mac(b"output" + entry.output_digest)
+    for attempt in record.attempts:  # the plain one stands in the reply, which is encrypted
+        if attempt.wire_digest:
+            attempt.wire_digest = keys.mac(b"wire" + attempt.wire_digest)
     payload = b""
     if entry.HasField("payload"):
         payload = keys.seal(entry.payload.SerializeToString(), bound_to(record.decision_id))

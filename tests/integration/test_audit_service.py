@@ -32,6 +32,7 @@ from twinpath.common.v1 import context_pb2, decision_pb2, value_pb2
 
 INTENT, OUTCOME = record_pb2.RECORD_KIND_INTENT, record_pb2.RECORD_KIND_OUTCOME
 DIGEST = hashlib.sha256(b"the model input").digest()
+WIRE = hashlib.sha256(b"the body that a vendor got").digest()
 LOCAL = decision_pb2.CandidateRef(
     id="a", model="diabetes_small", version="1", path=context_pb2.PATH_LOCAL
 )
@@ -158,10 +159,14 @@ async def test_many_at_once_have_one_winner(tmp_path):
 
 async def test_nothing_of_the_input_is_in_the_log(tmp_path):
     """No file of the log holds the subject, a digest or the payload in the clear."""
+    sent = decision_pb2.Attempt(candidate=REMOTE, bytes_out=10, wire_digest=WIRE)
     async with service(tmp_path) as calls:
-        await calls.append(entry("d1", INTENT, patient=123456789), entry("d1", patient=123456789))
+        await calls.append(
+            entry("d1", INTENT, patient=123456789),
+            entry("d1", patient=123456789, attempts=[sent]),
+        )
     found = b"".join(p.read_bytes() for p in (tmp_path / "audit").rglob("*") if p.is_file())
-    for secret in (b"123456789", b"patient_id", DIGEST, b"business", b"a reply to"):
+    for secret in (b"123456789", b"patient_id", DIGEST, WIRE, b"business", b"a reply to"):
         assert secret not in found
     assert b"diabetes_progression" in found
 
@@ -343,10 +348,39 @@ async def test_only_those_who_may(tmp_path):
         assert isinstance(await support.refusal(auditor.Erase(erase)), PermissionDeniedError)
 
 
-async def test_erasure(tmp_path):
-    """After an erasure payload and link are gone, the log verifies, and the erasure is in it."""
+async def test_a_body_is_recorded_by_a_keyed_digest(tmp_path):
+    """Who gets the records can't confirm a guess of it; the same body of a subject is the same."""
+    sent = [
+        decision_pb2.Attempt(candidate=REMOTE, wire_digest=WIRE, code=14),
+        decision_pb2.Attempt(candidate=LOCAL),
+    ]
     async with service(tmp_path) as calls:
-        await calls.append(entry("d1", INTENT), entry("d1"), entry("d2", patient=18))
+        await calls.append(
+            entry("d1", record_pb2.RECORD_KIND_FAILED, attempts=sent),
+            entry("d2", attempts=sent),
+            entry("d3", attempts=sent, patient=18),
+            entry("d4", attempts=sent, patient=None),
+        )
+        auditor = await calls.by("auditor")
+        found = (await auditor.Query(audit_pb2.QueryRequest())).records
+    assert [len(stored.record.attempts) for stored in found] == [2] * 4
+    assert not any(stored.record.attempts[1].wire_digest for stored in found)
+    first, same, other, nobody = (stored.record.attempts[0].wire_digest for stored in found)
+    assert first == same
+    assert len({first, other, nobody, WIRE}) == 4
+    assert {len(first), len(other), len(nobody)} == {32}
+
+
+async def test_erasure(tmp_path):
+    """After an erasure payload and link are gone, the log verifies, and the erasure is in it.
+
+    Of the digests there is nothing that a guess could be compared with.
+    """
+    sent = decision_pb2.Attempt(candidate=REMOTE, bytes_out=10, wire_digest=WIRE)
+    async with service(tmp_path) as calls:
+        await calls.append(
+            entry("d1", INTENT), entry("d1", attempts=[sent]), entry("d2", patient=18)
+        )
         officer, auditor = await calls.by("privacy_officer"), await calls.by("auditor")
         router = await calls.by("service:router")
         erase = audit_pb2.EraseRequest(subject=subject(17), reason="asked for it in writing")
@@ -356,6 +390,9 @@ async def test_erasure(tmp_path):
         get = audit_pb2.GetRequest(decision_id="d1", include_payload=True)
         found = (await router.Get(get)).records
         assert all(record.erased and not record.HasField("payload") for record in found)
+        told = b"".join(stored.SerializeToString() for stored in found)
+        assert DIGEST not in told
+        assert WIRE not in told
         mine = audit_pb2.QueryRequest(filter=audit_pb2.Filter(subject=subject(17)))
         assert not (await auditor.Query(mine)).records
         event = (await auditor.Get(audit_pb2.GetRequest(decision_id=answer.erasure_id))).records[0]
