@@ -11,6 +11,9 @@ say, which can join one trace only) stand in the right trace; the rest ride alon
 sampled items that wait, each leads a batch of its own, and those go out together. A sampled
 batch is one span in its leader's trace, with links to the other items.
 
+Where all that is behind the hop is ours, `share_traces` spares those further batches: several
+sampled items ride in one, and its span and all below it stand in the trace of each.
+
 An item never waits for a timer, is answered once, with its own result or error. Items whose time
 is up, or whose caller is gone, are not sent. When nobody waits for a batch any more, it is
 cancelled.
@@ -37,6 +40,7 @@ from services.chassis.errors import (
     ResourceExhaustedError,
     ServiceError,
 )
+from services.chassis.light_spans import LightSpan, share
 from twinpath import telemetry as names
 
 _tracer = trace.get_tracer(__name__)
@@ -88,6 +92,7 @@ class Coalescer(Generic[Item, Result]):
     flight. A call that takes longer than `overdue_s` is no clock any more: who comes then need not
     wait for it, and goes out beside it, up to `parallel_slow`. `observe(size, waited_s)` hears
     each batch's size and how long its first item waited. `name` is that of a batch's span.
+    `share_traces`: a batch may hold several sampled items.
     """
 
     def __init__(
@@ -102,6 +107,7 @@ class Coalescer(Generic[Item, Result]):
         parallel_slow: int = 16,
         observe: Callable[[int, float], None] = lambda _size, _waited_s: None,
         name: str = "hop",
+        share_traces: bool = False,
     ) -> None:
         self._name = name
         self._flush = flush
@@ -112,6 +118,7 @@ class Coalescer(Generic[Item, Result]):
         self._overdue_s = overdue_s
         self._parallel_slow = parallel_slow
         self._observe = observe
+        self._share_traces = share_traces
         self._lanes: dict[Hashable, _Lane[Item, Result]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -188,7 +195,8 @@ class Coalescer(Generic[Item, Result]):
                 waiting.answer.set_exception(DeadlineExceededError("EXPIRED_IN_QUEUE", message))
                 continue
             (leaders if _is_sampled(waiting) else batch).append(waiting)
-        if len(leaders) < 2:
+        shares = self._share_traces and all(isinstance(w.span, LightSpan) for w in leaders)
+        if len(leaders) < 2 or shares:
             taken = leaders + batch
             return [taken] if taken else []
         return [[leader, *batch[n :: len(leaders)]] for n, leader in enumerate(leaders)]
@@ -233,14 +241,15 @@ class Coalescer(Generic[Item, Result]):
         if not leader.get_span_context().trace_flags.sampled:
             contexts.attach(here)  # never detached: the call is a task with a context of its own
             return await self._flush(items, left)
-        others = (waiting.span.get_span_context() for waiting in batch[1:])
+        others = [waiting.span.get_span_context() for waiting in batch[1:]]
         with _tracer.start_as_current_span(
             self._name,
             context=here,
             kind=SpanKind.INTERNAL,
             attributes={names.BATCH_SIZE: len(batch)},
             links=[Link(other) for other in others if other.is_valid],
-        ):
+        ) as span:
+            share(span, (other for other in others if other.trace_flags.sampled))
             return await self._flush(items, left)
 
     async def close(self) -> None:

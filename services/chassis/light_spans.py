@@ -5,6 +5,10 @@ exported: a lock, bounded and cleaned copies of its attributes, a second object 
 here are written by one thread, with attributes of our own and of instrumentations, which are few
 and of simple kinds, so that they can be kept as they come.
 
+A span may stand in several traces: one call that serves two sampled decisions belongs to both, and
+so does all that happens below it, in other services too (`share`). Only the trace's id differs in
+the copies, because a span's id need be unique within its trace alone.
+
 What asks the global provider for a tracer gets these, instrumentations too. Sampler, resource, ids
 and processors are the SDK's; a processor hears of spans when they end, not when they begin.
 """
@@ -12,9 +16,10 @@ and processors are the SDK's; a processor hears of spans when they end, not when
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from opentelemetry import context as contexts
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
@@ -33,6 +38,7 @@ from opentelemetry.trace import (
 from opentelemetry.util._decorator import _agnosticcontextmanager
 
 _UNSET = Status(StatusCode.UNSET)
+_SHARED = contexts.create_key("twinpath-shared-traces")
 
 
 class LightSpan(Span):
@@ -111,11 +117,12 @@ class LightSpan(Span):
 
 
 class _Recorded(LightSpan):
-    """A span of a sampled trace."""
+    """A span of a sampled trace. `elsewhere` are its parents in other traces that it is in."""
 
     def __init__(self, tracer: LightTracer, *noted: Any) -> None:
         super().__init__(*noted)
         self._tracer = tracer
+        self.elsewhere: Sequence[SpanContext] = ()
 
     @property
     def resource(self) -> Resource:  # type: ignore[override]
@@ -132,6 +139,48 @@ class _Recorded(LightSpan):
         if not self.end_time:
             super().end(end_time)
             self._tracer.ended(self)
+            for parent in self.elsewhere:
+                self._tracer.ended(self._below(parent))
+
+    def _below(self, parent: SpanContext) -> LightSpan:
+        """Return this span as it stands below another parent, in that one's trace."""
+        found = _Recorded.__new__(_Recorded)
+        found.__dict__.update(self.__dict__)
+        found.context, found.parent = _in_trace(self.context, parent.trace_id), parent
+        found.links = [
+            Link(self.context) if link.context.trace_id == parent.trace_id else link
+            for link in self.links
+        ]
+        return found
+
+
+def _in_trace(context: SpanContext, trace_id: int) -> SpanContext:
+    return SpanContext(
+        trace_id, context.span_id, context.is_remote, context.trace_flags, context.trace_state
+    )
+
+
+def share(span: Span, parents: Iterable[SpanContext]) -> None:
+    """Have a span that has just begun stand below parents of other traces as well.
+
+    From here on the current context says so, and what begins in it stands in these traces too.
+    """
+    own = span.get_span_context().trace_id
+    others = {parent.trace_id: parent for parent in parents if parent.trace_id != own}
+    if others and isinstance(span, _Recorded):
+        span.elsewhere = tuple(others.values())
+        contexts.attach(with_shared(tuple(others)))
+
+
+def with_shared(trace_ids: Sequence[int], context: Context | None = None) -> Context:
+    """Return a context in which spans stand in these traces too."""
+    return contexts.set_value(_SHARED, trace_ids, context)
+
+
+def shared(context: Context | None = None) -> Sequence[int]:
+    """Return the other traces that spans of a context stand in."""
+    found: Any = contexts.get_value(_SHARED, context)
+    return found or ()
 
 
 class LightTracer(trace.Tracer):
@@ -177,6 +226,9 @@ class LightTracer(trace.Tracer):
             span.attributes.update(found.attributes)
         if start_time is not None:
             span.start_time = start_time
+        others = shared(context)
+        if others and parent is not None:
+            span.elsewhere = [_in_trace(parent, other) for other in others]
         return span
 
     @_agnosticcontextmanager

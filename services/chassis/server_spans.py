@@ -18,14 +18,15 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import Span, SpanKind
 
-from services.chassis import telemetry
+from services.chassis import shared_traces, telemetry
 from services.chassis.handlers import Behaviour, rewrap
 
-_HEADERS = frozenset({"traceparent", "tracestate"})
+_HEADERS = frozenset({"traceparent", "tracestate", shared_traces.HEADER})
 _NO_TRACE = Context()
 _LOOPBACK = ("127.0.0.1", "[::1]")
 
-Begin = Callable[[grpc.aio.ServicerContext], Span]
+# The context that a call runs in, with its span in it.
+Begin = Callable[[grpc.aio.ServicerContext], Context]
 
 
 async def with_span(method: str, handler: Any) -> Any:
@@ -39,30 +40,30 @@ async def with_span(method: str, handler: Any) -> Any:
 
 
 def _around(handler: Any, begin: Begin) -> Any:
-    """Return the handler with what `begin` gives as its span."""
+    """Return the handler with each call in the context that `begin` gives."""
 
     def one(inner: Behaviour) -> Behaviour:
         async def serve(request: Any, context: grpc.aio.ServicerContext) -> Any:
-            span = begin(context)
+            here = begin(context)
             # Not detached again: each call is a task with a context of its own.
-            contexts.attach(trace.set_span_in_context(span))
+            contexts.attach(here)
             try:
                 return await inner(request, context)
             finally:
-                span.end()
+                trace.get_current_span(here).end()
 
         return serve
 
     def many(inner: Behaviour) -> Behaviour:
         async def serve(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-            span = begin(context)
-            contexts.attach(trace.set_span_in_context(span))
+            here = begin(context)
+            contexts.attach(here)
             try:
                 async with aclosing(inner(request, context)) as responses:
                     async for response in responses:
                         yield response
             finally:
-                span.end()
+                trace.get_current_span(here).end()
 
         return serve
 
@@ -75,9 +76,9 @@ def _theirs(sent: Any) -> Context:
     return propagate.extract(headers, _NO_TRACE) if headers else _NO_TRACE
 
 
-def _join(context: grpc.aio.ServicerContext) -> Span:
-    """Make the caller's trace current, without a span of our own: this process doesn't trace."""
-    return trace.get_current_span(_theirs(context.invocation_metadata() or ()))
+def _join(context: grpc.aio.ServicerContext) -> Context:
+    """Go on in the caller's trace, without a span of our own: this process doesn't trace."""
+    return _theirs(context.invocation_metadata() or ())
 
 
 class _Beginning:
@@ -94,9 +95,12 @@ class _Beginning:
             "rpc.grpc.status_code": 0,  # until something fails
         }
 
-    def __call__(self, context: grpc.aio.ServicerContext) -> Span:
+    def __call__(self, context: grpc.aio.ServicerContext) -> Context:
         sent: Any = context.invocation_metadata() or ()
         theirs = _theirs(sent)
+        return trace.set_span_in_context(self._begin(sent, theirs, context), theirs)
+
+    def _begin(self, sent: Any, theirs: Context, context: grpc.aio.ServicerContext) -> Span:
         span = self._tracer.start_span(self._method, theirs, SpanKind.SERVER, self._attributes)
         if span.is_recording():
             span.set_attributes(_of_caller(sent, context.peer()))

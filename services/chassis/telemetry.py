@@ -18,12 +18,14 @@ from typing import Any
 from grpc import StatusCode
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
+from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from services.chassis.late_sampling import LateExport, LateSpan
 from services.chassis.light_spans import LightProvider
+from services.chassis.shared_traces import SharedTraces
 from services.chassis.span_export import SpanExporter
 from twinpath.common.v1 import context_pb2
 
@@ -44,6 +46,8 @@ def setup(service: str) -> TracerProvider | None:
     batches = BatchSpanProcessor(exporter, schedule_delay_millis=500)
     provider.add_span_processor(batches)
     trace.set_tracer_provider(provider)
+    usual = propagate.get_global_textmap()
+    propagate.set_global_textmap(CompositePropagator([usual, SharedTraces()]))
     if os.environ.get(KEEP_FAILED, "true").lower() != "false":
         keep_failed(LateExport(batches.on_end, resource, provider.id_generator.generate_span_id))
     return provider

@@ -74,6 +74,7 @@ class FeaturesClient:
             parallel=1,
             name="hop features",
             observe=metrics.batched("features"),
+            share_traces=True,
         )
 
     async def get(self, query: FeatureQuery) -> FeatureVector:
@@ -330,6 +331,7 @@ class AuditClient:
             parallel=1,
             name="hop audit",
             observe=metrics.batched("audit"),
+            share_traces=True,
         )
 
     async def append(self, entry: audit_pb2.Entry) -> audit_pb2.AppendResult:
