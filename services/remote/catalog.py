@@ -159,8 +159,9 @@ class Provider(Entry):
         allow: Detectors that don't refuse here, because such content is meant for this vendor.
         options: What the protocol wants to know; see the provider's file.
         connect_timeout_s: Seconds to connect.
-        silence_timeout_s: Seconds without a byte, to the first one or between two, after which
-            the vendor counts as silent.
+        silence_timeout_s: Seconds without a byte after which the vendor counts as silent.
+        first_byte_timeout_s: The same for its first byte alone, where a model may think for longer;
+            absent: as between two.
         timeout_s: Seconds that one call may take at most, whatever the caller's deadline.
         max_connections: Connections kept to it.
     """
@@ -185,6 +186,7 @@ class Provider(Entry):
     options: dict[str, Any] = Field(default_factory=dict)
     connect_timeout_s: float = Field(default=2.0, gt=0)
     silence_timeout_s: float = Field(default=30.0, gt=0)
+    first_byte_timeout_s: float | None = Field(default=None, gt=0)
     timeout_s: float = Field(default=60.0, gt=0)
     max_connections: int = Field(default=100, ge=1)
 
@@ -220,6 +222,11 @@ class Provider(Entry):
     def ceiling(self) -> int:
         """The strictest class of data that it may get, as the contract numbers it."""
         return context_pb2.DataClass.Value(f"DATA_CLASS_{self.max_data_class.upper()}")
+
+    @property
+    def first_byte_s(self) -> float:
+        """Seconds after which a vendor that sent nothing yet counts as silent."""
+        return self.first_byte_timeout_s or self.silence_timeout_s
 
     def find(self, name: str, version: str) -> Model | None:
         """Return a model; the last listed version if none is named; None if there is none."""

@@ -227,6 +227,7 @@ class HttpVendor:
                 status, said = response.status, response.headers
                 tracing.answered(status)
                 self._pace.heard(ask.model, response.status, response.headers)
+                self._began(response)
                 if response.status == 200:
                     yield response
                 elif await self._refused(ask, response, metering):
@@ -262,6 +263,15 @@ class HttpVendor:
         url = URL(self._base + path, encoded=True)
         return url.extend_query(self._provider.query) if self._provider.query else url
 
+    def _began(self, response: aiohttp.ClientResponse) -> None:
+        """From the answer's head on another time-out counts, if the provider file has two."""
+        connection = response.connection  # None once all has come
+        if self._provider.first_byte_timeout_s is None or connection is None:
+            return
+        if connection.protocol is not None:
+            connection.protocol.read_timeout = self._provider.silence_timeout_s
+            connection.protocol.start_timeout()
+
     def _until(self, time_left_s: float) -> float:
         """Return when an attempt must be over, on the monotonic clock."""
         return self._clock.monotonic() + min(usable_s(time_left_s), self._provider.timeout_s)
@@ -273,7 +283,7 @@ class HttpVendor:
         return aiohttp.ClientTimeout(
             total=self._left_s(until),
             sock_connect=self._provider.connect_timeout_s,
-            sock_read=self._provider.silence_timeout_s,
+            sock_read=self._provider.first_byte_s,
             ceil_threshold=_NEVER_ROUND_UP,
         )
 

@@ -206,6 +206,25 @@ async def test_a_silent_vendor_is_noticed_before_the_time_is_up(case: Case, keys
 
 
 @every_case
+async def test_the_first_byte_may_take_longer_than_a_gap(case: Case, keys, tmp_path) -> None:
+    """A model that thinks for long is not silent; past its own time-out it is."""
+    extra = "silence_timeout_s: 0.2\nfirst_byte_timeout_s: {}"
+    for limit, reason in ((20, ""), (0.1, "VENDOR_SILENT")):
+        async with served(case, keys, tmp_path, extra=extra.format(limit)) as remote:
+            await remote.faults({"fault": "slow;delay_ms=600"})
+            assert reason_of(await ask(case, remote)) == reason
+
+
+@streaming
+async def test_after_the_first_byte_a_gap_counts(case: Case, keys, tmp_path) -> None:
+    """However long the first one may take."""
+    extra = "silence_timeout_s: 0.2\nfirst_byte_timeout_s: 60"
+    async with served(case, keys, tmp_path, extra=extra) as remote:
+        await remote.faults({"fault": "stall"})
+        assert (await streamed(case, remote)).error.reason == "VENDOR_SILENT"
+
+
+@every_case
 async def test_tokens_are_shown_as_the_vendor_wants_them(case: Case, keys, tmp_path) -> None:
     """A wrong one is rejected by the vendor, one without the right is told apart."""
     async with served(case, keys, tmp_path) as remote:

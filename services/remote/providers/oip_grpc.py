@@ -167,7 +167,7 @@ class OipGrpc:
         metering.wire_digest = hashlib.sha256(content).digest()
         metering.renderer_version = RENDERER
         left = max(0.001, deadline - self._clock.monotonic())
-        silence = min(left, self._provider.silence_timeout_s)
+        silence = min(left, self._provider.first_byte_s)
         try:
             reply = await self._infer(content, metadata=metadata, timeout=silence)
         except grpc.aio.AioRpcError as error:
