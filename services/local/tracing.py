@@ -25,10 +25,13 @@ def home(item: inference_pb2.InferItem, *, first: bool) -> Context | None:
     An item may carry its own; else a call runs in the trace of its first item.
     """
     own = item.context.trace.traceparent
+    recorded = own and int(own[53:55], 16) & 1
+    if not recorded and not first:
+        return None  # as nearly all: nothing more to be looked at
     here = trace.get_current_span()
     ours = here.get_span_context()
     if own and f"{ours.trace_id:032x}" != own[3:35]:
-        return telemetry.extract(item.context.trace) if int(own[53:55], 16) & 1 else None
+        return telemetry.extract(item.context.trace) if recorded else None
     return trace.set_span_in_context(here) if first and ours.trace_flags.sampled else None
 
 
