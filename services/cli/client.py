@@ -70,7 +70,7 @@ class Connection:
 
         Args:
             service: router, features, local, remote or audit.
-            role: caller, operator, auditor, privacy_officer, feature_writer; or `nobody`, which
+            role: One of launcher/keys.py, such as caller or auditor; or `nobody`, which
                 sends no token.
             deadline_s: Deadline in seconds of calls that come without one.
         """

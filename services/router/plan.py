@@ -113,6 +113,7 @@ class Plan:
     policy_version: str
     data_class: int
     arm: str = ""  # of the task's split; empty: it has none
+    rules: tuple[str, ...] = ()  # of policy, that counted: who is admitted passed all of them
     admitted: tuple[Entry, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -177,7 +178,13 @@ def make_plan(
     ]
     refused.sort(key=lambda entry: entry.candidate.id)
     name = arm.name if arm is not None else ""
-    return Plan((*ranked, *refused), policy.version, facts["data_class"], name)
+    return Plan(
+        (*ranked, *refused),
+        policy.version,
+        facts["data_class"],
+        name,
+        policy.ids(facts["task"]),
+    )
 
 
 def _place(candidate: Candidate, arm: Arm | None) -> int:

@@ -87,6 +87,7 @@ class Policy:
     _memory: dict[tuple[Any, ...], Denial | None] = field(default_factory=dict)
     _whole: dict[tuple[Any, ...], tuple[Denial, ...]] = field(default_factory=dict)
     _reads: tuple[str, ...] = field(init=False)
+    _ids: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Note which request facts any rule reads; the task decides which rules count."""
@@ -111,6 +112,14 @@ class Policy:
                     self._whole.clear()
                 self._whole[place] = denials
             found.append(denials)
+        return found
+
+    def ids(self, task: str) -> tuple[str, ...]:
+        """Return the ids of the rules that count for a task, in their order."""
+        found = self._ids.get(task)
+        if found is None:
+            found = tuple(rule.id for rule in self.rules if not rule.tasks or task in rule.tasks)
+            self._ids[task] = found
         return found
 
     def forget(self) -> None:

@@ -44,6 +44,7 @@ def plan_message(plan: Plan) -> decision_pb2.Plan:
         policy_version=plan.policy_version,
         data_class=plan.data_class,  # type: ignore[arg-type]
         arm=plan.arm,
+        policy_rules=plan.rules,
     )
     for entry in plan.entries:
         state = entry.state

@@ -82,7 +82,7 @@ class Calls:
     """The service's stub under several identities."""
 
     def __init__(self, running, keys, stack) -> None:
-        self._address, self._keys, self._stack = running.address, keys, stack
+        self._address, self.keys, self._stack = running.address, keys, stack
         self.running = running
         self._stubs: dict[str, audit_pb2_grpc.AuditStub] = {}
 
@@ -90,7 +90,7 @@ class Calls:
         """A stub that calls as a service ("service:router") or with a role ("auditor")."""
         if who not in self._stubs:
             service = who.startswith("service:")
-            token = self._keys.token(who if service else "ann", roles=() if service else (who,))
+            token = self.keys.token(who if service else "ann", roles=() if service else (who,))
             channel = await self._stack.enter_async_context(
                 support.client(self._address, token if who != "nobody" else "")
             )

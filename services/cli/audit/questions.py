@@ -77,6 +77,8 @@ def by_model(
 ) -> None:
     """Which decisions did this model make, at this version?
 
+    The version may be the catalog's, or the one that the vendor itself reported.
+
     [bold]twinpath audit by-model diabetes_large 1 --since 2026-01-01[/]
     """
     wanted = _filter(since, until, model=model, version=version)
@@ -169,18 +171,40 @@ def query(
 def export(
     file: Annotated[Path, typer.Argument(help="Where to: .jsonl or .parquet.")],
     task: opt.Task = "",
+    entity: opt.Entity = None,
+    entity_type: opt.EntityType = "",
+    tenant: opt.Tenant = "",
     since: opt.Since = "",
     until: opt.Until = "",
+    path: Annotated[opt.PathChoice | None, typer.Option(help="Only this path.")] = None,
+    model: Annotated[str, typer.Option(help="Only this model.")] = "",
+    version: Annotated[str, typer.Option(help="Only this version of it.")] = "",
+    payload: Annotated[
+        bool,
+        typer.Option(
+            "--payload",
+            help="Payloads too, for the role payload_reader. The log keeps who did so, and where "
+            "to, so that an erasure can name this file.",
+        ),
+    ] = False,
 ) -> None:
-    """Take all records that fit out, as JSON Lines or Parquet, without payloads."""
+    """Take all records that fit out, as JSON Lines or Parquet."""
     if file.suffix not in {".jsonl", ".parquet"}:
         raise typer.BadParameter("the name must end in .jsonl or .parquet", param_hint="FILE")
-    request = audit_pb2.ExportRequest(filter=_filter(since, until, task=task))
+    wanted = _filter(
+        since, until, task=task, path=opt.path_number(path), model=model, version=version
+    )
+    if entity:
+        wanted.subject.CopyFrom(opt.subject(entity, entity_type, tenant))
+    request = audit_pb2.ExportRequest(filter=wanted, include_payload=payload)
+    if payload:
+        request.destination = str(file.resolve())
 
     async def work(mesh: client.Connection) -> int:
         from twinpath.audit.v1 import audit_pb2_grpc  # noqa: PLC0415 - heavy
 
-        async with mesh.channel("audit", role="auditor", deadline_s=3600) as channel:
+        role = _reader(payload=payload)
+        async with mesh.channel("audit", role=role, deadline_s=3600) as channel:
             return await _write(file, audit_pb2_grpc.AuditStub(channel).Export(request))
 
     count = client.run("twinpath audit export", work)
@@ -285,11 +309,16 @@ def _query(wanted: audit_pb2.Filter, limit: int) -> tuple[list[audit_pb2.StoredR
     return client.run("twinpath audit query", work)
 
 
+def _reader(*, payload: bool) -> str:
+    """Return the role that a command asks as: an auditor sees no payloads."""
+    return "payload_reader" if payload else "auditor"
+
+
 def _get(decision: str, *, payload: bool) -> list[audit_pb2.StoredRecord]:
     async def work(mesh: client.Connection) -> list[audit_pb2.StoredRecord]:
         from twinpath.audit.v1 import audit_pb2_grpc  # noqa: PLC0415 - heavy
 
-        async with mesh.channel("audit", role="auditor") as channel:
+        async with mesh.channel("audit", role=_reader(payload=payload)) as channel:
             answer = await audit_pb2_grpc.AuditStub(channel).Get(
                 audit_pb2.GetRequest(decision_id=decision, include_payload=payload)
             )

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import DecodeError
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +16,8 @@ from services.cli import console, render
 from services.cli.tracing.tree import duration
 from twinpath.audit.v1 import audit_pb2, record_pb2
 from twinpath.common.v1 import context_pb2, decision_pb2
+from twinpath.inference.v1 import tensor_pb2
+from twinpath.router.v1 import router_pb2
 
 _STYLES = {
     record_pb2.RECORD_KIND_OUTCOME: "green",
@@ -127,6 +130,9 @@ def detail(stored: audit_pb2.StoredRecord) -> RenderableType:
         table.add_row("features", f"{lineage.feature_service}: {views}")
     if lineage.code_version or lineage.catalog_version:
         table.add_row("versions", f"code {lineage.code_version}, catalog {lineage.catalog_version}")
+    if stored.HasField("payload"):
+        for name, value in _opened(stored.payload):
+            table.add_row(name, value)
     if record.HasField("event"):
         event = record.event
         table.add_row("done", f"{event.action} on {event.target} by {event.actor}: {event.reason}")
@@ -137,6 +143,18 @@ def detail(stored: audit_pb2.StoredRecord) -> RenderableType:
         sizes = f"model input {len(payload.model_input)} bytes, reply {len(payload.reply)} bytes"
         table.add_row("payload", sizes)
     return Group(title, table)
+
+
+def _opened(payload: audit_pb2.Payload) -> Iterable[tuple[str, str]]:
+    """What a payload holds, for those who may see it."""
+    try:
+        found = tensor_pb2.ModelInput.FromString(payload.model_input).tensors
+        given = router_pb2.InferResponse.FromString(payload.reply).outputs
+    except DecodeError:  # of another version of the contracts: the bytes are there all the same
+        yield "payload", f"{payload.ByteSize()} bytes that this version can't read"
+        return
+    yield from (("input", render.tensor(tensor)) for tensor in found)
+    yield from (("output", render.tensor(tensor)) for tensor in given)
 
 
 def egress(stored: audit_pb2.StoredRecord) -> RenderableType:
@@ -158,8 +176,9 @@ def egress(stored: audit_pb2.StoredRecord) -> RenderableType:
         if attempt.code:
             block.append(f", which failed: {attempt.reason}", "not dim red")
         block.append(f"\n{'':9}wire {attempt.wire_digest.hex() or 'not known'}")
-        rule = f"policy {plan.policy_version} admitted it at rank {ranks.get(ref.id, 0)}"
-        block.append(f"\n{'':9}{rule}")
+        rules = ", ".join(plan.policy_rules) or "no rule"
+        admitted = f"policy {plan.policy_version} admitted it at rank {ranks.get(ref.id, 0)}"
+        block.append(f"\n{'':9}{admitted}: it passed {rules}")
     if not sent:  # an INTENT that never saw its end: bytes may have gone
         for ref in record.candidates:
             block.append(f"\n{'':9}perhaps to {_short(ref)}", "not dim yellow")

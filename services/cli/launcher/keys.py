@@ -31,6 +31,7 @@ ROLES: Mapping[str, str] = MappingProxyType(
         "caller": "laptop-caller",
         "operator": "laptop-operator",
         "auditor": "laptop-auditor",
+        "payload_reader": "laptop-payload-reader",
         "privacy_officer": "laptop-privacy-officer",
         "feature_writer": "laptop-feature-writer",
     }

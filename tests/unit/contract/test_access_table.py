@@ -17,7 +17,11 @@ TABLE = read_access_table(ACCESS_FILE)
 
 # Everyone there is: the services of the mesh, and the roles of end callers.
 SERVICES = ["router", "features", "local", "remote", "audit", "cli", "standin", "control"]
-ROLES = ["caller", "operator", "auditor", "privacy_officer", "feature_writer", "admin"]
+ROLES = [
+    *("caller", "operator", "auditor", "payload_reader", "privacy_officer", "feature_writer"),
+    "admin",
+]
+READERS = {"role:auditor", "role:payload_reader", "role:privacy_officer"}
 IDENTITIES = {
     **{f"service:{name}": Identity(f"service:{name}") for name in SERVICES},
     **{f"role:{name}": Identity("ann", roles=frozenset({name})) for name in ROLES},
@@ -59,12 +63,12 @@ EXPECTED: dict[str, set[str]] = {
     f"{CONTROL}/SetServing": {"role:operator"},
     f"{CONTROL}/ModelStates": {"role:operator"},
     f"{AUDIT}/Append": {"service:router"},
-    f"{AUDIT}/Get": {"service:router", "role:auditor"},
+    f"{AUDIT}/Get": {"service:router", *READERS},
     f"{AUDIT}/Query": {"role:auditor"},
     f"{AUDIT}/Prove": {"role:auditor"},
     f"{AUDIT}/ProveConsistency": {"role:auditor"},
     f"{AUDIT}/Checkpoint": {"service:router", "role:auditor"},
-    f"{AUDIT}/Export": {"role:auditor"},
+    f"{AUDIT}/Export": READERS,
     f"{AUDIT}/Erase": {"role:privacy_officer"},
     f"{AUDIT}/Retain": {"role:privacy_officer"},
 }

@@ -153,16 +153,18 @@ class PlanEntry(_message.Message):
     def __init__(self, candidate: _Optional[_Union[CandidateRef, _Mapping]] = ..., rank: _Optional[int] = ..., refusals: _Optional[_Iterable[_Union[Refusal, _Mapping]]] = ..., predicted_p50_us: _Optional[int] = ..., predicted_p95_us: _Optional[int] = ..., predicted_cost: _Optional[_Union[Cost, _Mapping]] = ..., score: _Optional[float] = ..., breaker: _Optional[_Union[BreakerState, str]] = ..., demoted: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("entries", "policy_version", "data_class", "arm")
+    __slots__ = ("entries", "policy_version", "data_class", "arm", "policy_rules")
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     DATA_CLASS_FIELD_NUMBER: _ClassVar[int]
     ARM_FIELD_NUMBER: _ClassVar[int]
+    POLICY_RULES_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[PlanEntry]
     policy_version: str
     data_class: _context_pb2.DataClass
     arm: str
-    def __init__(self, entries: _Optional[_Iterable[_Union[PlanEntry, _Mapping]]] = ..., policy_version: _Optional[str] = ..., data_class: _Optional[_Union[_context_pb2.DataClass, str]] = ..., arm: _Optional[str] = ...) -> None: ...
+    policy_rules: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, entries: _Optional[_Iterable[_Union[PlanEntry, _Mapping]]] = ..., policy_version: _Optional[str] = ..., data_class: _Optional[_Union[_context_pb2.DataClass, str]] = ..., arm: _Optional[str] = ..., policy_rules: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Attempt(_message.Message):
     __slots__ = ("candidate", "kind", "code", "reason", "start_time_unix_us", "latency_us", "cost", "bytes_out", "bytes_in", "wire_digest", "renderer_version", "reported_version", "queue_us", "compute_us", "first_chunk_us", "input_tokens", "output_tokens", "cancelled", "artifact_digest")
