@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli import client, console, models_control, models_quantize
+from services.cli import client, console, models_control, models_quantize, models_sign
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,6 +28,7 @@ app.command()(models_control.unload)
 app.command()(models_control.rollback)
 app.command()(models_control.states)
 app.command()(models_quantize.quantize)
+app.command()(models_sign.sign)
 
 Path = Annotated[str, typer.Option("--path", metavar="local|remote", help="Only this path.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the message as JSON.")]
@@ -56,47 +56,6 @@ def describe(
     [bold]twinpath models describe diabetes_small[/]
     """
     _show("twinpath models describe", model, version, path, as_json=as_json, details=True)
-
-
-@app.command()
-def sign(
-    folder: Annotated[
-        FilePath,
-        typer.Argument(help="A version's folder, which holds card.json.", exists=True),
-    ],
-    key: Annotated[
-        FilePath,
-        typer.Option(help="PEM file with the private Ed25519 key.", exists=True, dir_okay=False),
-    ],
-) -> None:
-    """Sign a model's card: `card.json.sig`, which TWINPATH_LOCAL_ARTIFACT_KEYS asks for.
-
-    Exits with 1 when there is no card, or its artifact is not the one that it states.
-    """
-    from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415
-
-    from services.local import artifacts, signature  # noqa: PLC0415 - not for `--help`
-
-    try:
-        private = load_pem_private_key(key.read_bytes(), password=None)
-    except (ValueError, TypeError):
-        private = None
-    if not isinstance(private, ed25519.Ed25519PrivateKey):
-        console.show_problem("the key can't be used", f"{key} holds no Ed25519 private key")
-        raise SystemExit(1)
-    card = folder / artifacts.CARD
-    if not card.is_file():
-        console.show_problem("nothing to sign", f"there is no {card}")
-        raise SystemExit(1)
-    folder = folder.resolve()
-    found = artifacts.Artifacts(folder.parent.parent).look(folder.parent.name, folder.name)
-    if found.fault:
-        console.show_problem("not signed", f"{folder}: {found.fault}")
-        raise SystemExit(1)
-    seal = folder / f"{artifacts.CARD}{signature.SUFFIX}"
-    seal.write_text(signature.sign(private, card.read_bytes()), encoding="ascii")
-    console.out.print(f"signed {card} as {signature.key_id(private.public_key())}")
 
 
 def _show(span: str, model: str, version: str, path: str, *, as_json: bool, details: bool) -> None:

@@ -128,9 +128,10 @@ class Fleet:
                 async for answer in answers:
                     begun = True
                     yield answer
-                return
             except TritonError as error:
                 another = self._elsewhere(ask.spec, replica, error, tried, begun=begun)
+            else:
+                return
             finally:
                 replica.in_flight -= 1
                 await answers.aclose()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import Result
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
@@ -98,32 +99,82 @@ def test_training_vouches_for_nothing_that_an_older_signature_did_not(
     assert Artifacts(tmp_path, [key.public_key()]).look("m", "1").fault
 
 
-def test_the_command_signs(tmp_path: Path, key: Ed25519PrivateKey) -> None:
-    """A card whose artifact is the one that it states."""
-    pem = tmp_path / "approver.key"
-    pem.write_text(private_pem(key))
+@pytest.fixture
+def pem(tmp_path: Path, key: Ed25519PrivateKey) -> Path:
+    """The key's file."""
+    path = tmp_path / "approver.key"
+    path.write_text(private_pem(key))
+    return path
+
+
+def run(folder: Path, pem: Path, *more: str) -> Result:
+    """Run `twinpath models sign`."""
+    return CliRunner().invoke(app, ["sign", str(folder), "--key", str(pem), *more])
+
+
+def test_the_command_signs(tmp_path: Path, key: Ed25519PrivateKey, pem: Path) -> None:
+    """A card that states the files that are there."""
     root = tmp_path / "models"
     folder = write_model(root, card(), b"graph") / "1"
-    done = CliRunner().invoke(app, ["sign", str(folder), "--key", str(pem)])
+    done = run(folder, pem)
     assert done.exit_code == 0, done.output
     assert not Artifacts(root, [key.public_key()]).look("m", "1").fault
 
 
-@pytest.mark.parametrize("fault", ["changed", "no card", "no key"])
+@pytest.mark.parametrize("fault", ["changed", "added", "other name", "no card", "no key", "empty"])
 def test_the_command_signs_nothing_that_is_wrong(
-    tmp_path: Path, key: Ed25519PrivateKey, fault: str
+    tmp_path: Path, key: Ed25519PrivateKey, pem: Path, fault: str
 ) -> None:
     """Exit status 1, and no signature."""
-    pem = tmp_path / "approver.key"
-    pem.write_text("nonsense" if fault == "no key" else private_pem(key))
+    if fault == "no key":
+        pem.write_text("nonsense")
     folder = write_model(tmp_path / "models", card(), b"graph") / "1"
     if fault == "changed":
         (folder / "model.onnx").write_bytes(b"other")
+    if fault == "added":
+        (folder / "model.py").write_bytes(b"import os")
     if fault == "no card":
         (folder / "card.json").unlink()
-    done = CliRunner().invoke(app, ["sign", str(folder), "--key", str(pem)])
+    if fault == "other name":
+        folder = folder.parent.rename(folder.parent.with_name("n")) / "1"
+    if fault == "empty":
+        (folder.parent.parent / "typo" / "1").mkdir(parents=True)
+        folder = folder.parent.parent / "typo" / "1"
+    done = run(folder, pem, *(["--licence", "MIT", "--data", "x"] if fault == "empty" else []))
     assert done.exit_code == 1
     assert not (folder / "card.json.sig").exists()
+
+
+@pytest.mark.parametrize("older_form", [False, True])
+def test_who_has_looked_at_changed_files_signs_them_anew(
+    tmp_path: Path, key: Ed25519PrivateKey, pem: Path, *, older_form: bool
+) -> None:
+    """What else the card says stays."""
+    root = tmp_path / "models"
+    folder = write_model(root, card(), b"graph", key=key) / "1"
+    if older_form:
+        older(folder, key)
+    (folder.parent / "config.pbtxt").write_text('backend: "vllm"')
+    assert run(folder, pem).exit_code == 1
+    assert run(folder, pem, "--anew").exit_code == 0
+    assert not Artifacts(root, [key.public_key()]).look("m", "1").fault
+    assert json.loads((folder / "card.json").read_text())["summary"] == "a model"
+
+
+def test_a_model_without_a_card_gets_one(tmp_path: Path, key: Ed25519PrivateKey, pem: Path) -> None:
+    """With what the command was told: licence and data. Without them it asks for them."""
+    folder = tmp_path / "models" / "bought" / "3"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"graph")
+    done = run(folder, pem, "--licence", "MIT")
+    assert done.exit_code == 1
+    assert "--data" in done.output
+    done = run(folder, pem, "--licence", "MIT", "--data", "our notes")
+    assert done.exit_code == 0, done.output
+    assert not Artifacts(tmp_path / "models", [key.public_key()]).look("bought", "3").fault
+    written = json.loads((folder / "card.json").read_text())
+    assert (written["name"], written["version"], written["licence"]) == ("bought", "3", "MIT")
+    assert written["data"] == {"name": "our notes"}
 
 
 def test_a_key_file_is_read_or_named(tmp_path: Path, key: Ed25519PrivateKey) -> None:
