@@ -170,7 +170,11 @@ class HttpVendor:
         return Answer(parsed.outputs, parsed.finish_reason)
 
     async def probe(self, time_left_s: float) -> None:
-        """See `Adapter`. Whoever answers with less than 500 is there, if it takes our token."""
+        """See `Adapter`. Who answers 200 is there.
+
+        So is who has nothing at that path (404, 405) or limits our rate (429), but for the protocol
+        whose path says whether it is ready. Who does not take our token is of no use.
+        """
         self._credentials.watch_expiry()
         path = self._provider.probe_path
         url = self._url(self._dialect.probe_path if path is None else path)
