@@ -2,11 +2,13 @@
 
 Replies that the router would give again, samples of a parity run and replays all come out of the
 log's payloads, so they are covered: they can't be opened any more. What is listed here isn't.
+Whether another service really took a copy is not known here; that it may have is enough.
 """
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -23,6 +25,12 @@ _ALWAYS = (
     "backups of the key store, until a restore replays this erasure",
     "vendors: what they kept of inputs that were sent to them",
 )
+_UNKNOWN_TASKS = (  # what there may be where no catalog says which tasks have it
+    "response cache: answers of tasks that keep them, until they expire (a day at most)",
+    "samples of served vectors, if the features service takes any",
+    "traces of tasks that are not restricted: the model input's plain digest",
+    "outbox of the router: entries that wait for the log, unencrypted",
+)
 _PAGE = 1000
 
 
@@ -36,6 +44,9 @@ class _Cache(_Loose):
 
 class _Task(_Loose):
     name: str
+    data_class: str = ""
+    feature_service: str = ""
+    audit_outage: str = ""
     cache: _Cache | None = None
 
 
@@ -62,29 +73,47 @@ def export_record(
 def not_reached(storage: Storage, pseudonym: str, catalog: Path | None) -> list[str]:
     """Return the copies, in words. Blocks. The index must have caught up."""
     tasks = storage.index.tasks_of(pseudonym)
-    found = [*_ALWAYS[:1], *_cached(catalog, tasks), *_exports(storage, pseudonym, tasks)]
+    found = [*_ALWAYS[:1], *_of_tasks(catalog, tasks), *_exports(storage, pseudonym, tasks)]
     return found + list(_ALWAYS[1:])
 
 
-def _cached(catalog: Path | None, tasks: list[str]) -> list[str]:
-    """Name the tasks whose answers may be in the response cache, and for how long."""
+def _of_tasks(catalog: Path | None, tasks: list[str]) -> list[str]:
+    """Name what other services keep of these tasks' decisions."""
     if catalog is None:
-        return [
-            "response cache: answers of tasks that keep them, until they expire (a day at most)"
-        ]
+        return list(_UNKNOWN_TASKS)
     found = []
     for path in sorted((catalog / "tasks").glob("*.yaml")):
         try:
             task = read_model(path, _Task)
         except FileError:
-            found.append(f"response cache: {path.name} can't be read; a day at most")
+            found.append(f"whatever is kept by a task that can't be read: {path.name}")
             continue
-        if task.cache is not None and task.name in tasks:
-            found.append(
-                f"response cache: answers of {task.name}, until they expire, "
-                f"{task.cache.ttl_s:.0f} s from now at most"
-            )
+        if task.name in tasks:
+            found.extend(_of_task(task))
     return found
+
+
+def _of_task(task: _Task) -> Iterator[str]:
+    if task.cache is not None:
+        yield (
+            f"response cache: answers of {task.name}, until they expire, "
+            f"{task.cache.ttl_s:.0f} s from now at most"
+        )
+    if task.feature_service:
+        yield (
+            f"samples of vectors that {task.feature_service} served to {task.name}, if the "
+            "features service takes any, until newer files displace them"
+        )
+    if task.data_class != "restricted":
+        yield (
+            f"traces of {task.name}: the model input's plain digest, until the store of traces "
+            "drops them"
+        )
+    if task.audit_outage == "outbox":
+        yield (
+            f"outbox of the router: entries of {task.name}, unencrypted, while they wait for the "
+            "log, and any that the log refused, in the file that ends in .rejected"
+        )
 
 
 def _exports(storage: Storage, pseudonym: str, tasks: list[str]) -> list[str]:

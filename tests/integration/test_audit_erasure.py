@@ -14,7 +14,7 @@ pytestmark = pytest.mark.integration
 
 async def export(calls, folder, path: str, **wanted) -> int:
     """Take payloads out, as one who may; return how many records came."""
-    keys = calls._keys
+    keys = calls.keys
     token = keys.token("eve", roles=["auditor", "payload_reader"])
     async with support.client(calls.running.address, token) as channel:
         request = audit_pb2.ExportRequest(
@@ -71,3 +71,38 @@ async def test_an_erasure_names_the_cache_of_tasks_that_keep_answers(tmp_path):
         assert cached.startswith("response cache: answers of diabetes_progression,")
         assert "300 s" in cached
         assert not [copy for copy in await erased(calls, 18) if "cache" in copy]
+
+
+async def test_an_erasure_names_samples_traces_and_the_outbox(tmp_path):
+    """Of the subject's tasks, those that may have such a copy, by their names; else none of them."""
+    tasks = tmp_path / "catalog" / "tasks"
+    tasks.mkdir(parents=True)
+    (tasks / "a.yaml").write_text(
+        "name: diabetes_progression\ndata_class: internal\nfeature_service: served_v1\n"
+        "audit_outage: outbox\n"
+    )
+    (tasks / "b.yaml").write_text("name: secret\ndata_class: restricted\nfeature_service: other\n")
+    (tasks / "c.yaml").write_text("name: plain\ndata_class: restricted\n")
+    async with service(tmp_path, catalog=tmp_path / "catalog") as calls:
+        await calls.append(
+            entry("d1"),
+            entry("d2", patient=18, task="secret"),
+            entry("d3", patient=19, task="plain"),
+        )
+        await calls.append(entry("d4", record_pb2.RECORD_KIND_REFUSED, patient=20))
+        all_three = {"samples", "traces", "outbox"}
+        for patient, wanted in ((17, all_three), (18, {"samples"}), (19, set()), (20, all_three)):
+            named = {copy.split(" ")[0]: copy for copy in await erased(calls, patient)}
+            assert named.keys() & all_three == wanted
+            if wanted == all_three:
+                assert "served_v1" in named["samples"]
+                assert "diabetes_progression" in named["traces"]
+                assert "diabetes_progression, unencrypted" in named["outbox"]
+
+
+async def test_an_erasure_without_a_catalog_names_all_that_may_be(tmp_path):
+    """What can't be ruled out is named."""
+    async with service(tmp_path) as calls:
+        await calls.append(entry("d1"))
+        named = " ".join(await erased(calls, 17))
+    assert all(word in named for word in ("cache", "samples", "traces", "outbox", "backups"))
