@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -48,6 +49,19 @@ async def test_values_come_back_across_chunks(size: int) -> None:
     assert said(final.outputs) == "Write to jo@example.org, and jo@example.org again. [END]"
     assert "".join(chunks) == said(final.outputs)
     assert list(final.filters_applied) == ["redacted:email=1"]
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+async def test_values_come_back_into_json_as_json_writes_them(size: int) -> None:
+    """In a stream as in a whole answer: what is given stays JSON by the task's schema."""
+    schema = {"type": "object", "properties": {"who": {"type": "string"}}, "required": ["who"]}
+    outputs = [{"name": "text_output", "datatype": "BYTES", "shape": [-1], "json_schema": schema}]
+    filters = {"patterns": {"nick": '"[a-z]{1,9}"'}, "redact": ["nick"]}
+    world = Filtered(outputs=outputs, filters=filters)
+    world.local.script = [*cut('{"who": "[NICK_1]"}', size), END]
+    chunks, final = await read(world, 'They call him "ace".')
+    assert json.loads(said(final.outputs)) == {"who": '"ace"'}
+    assert "".join(chunks) == said(final.outputs)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
