@@ -37,6 +37,7 @@ from services.chassis.clock import Clock
 from services.chassis.errors import (
     DeadlineExceededError,
     InternalError,
+    InvalidArgumentError,
     ResourceExhaustedError,
     ServiceError,
 )
@@ -70,6 +71,7 @@ class _Waiting(Generic[Item, Result]):
     since: float
     answer: asyncio.Future[Result]
     span: trace.Span
+    weight: int
     flight: _Flight | None = None
 
 
@@ -87,7 +89,8 @@ class Coalescer(Generic[Item, Result]):
     """Turns single submissions into batches.
 
     `flush(items, time_left_s)` sends a batch and returns one result or error for each item, in
-    order; what it raises fails every item of the batch. Bounds: `max_batch` items in a batch,
+    order; what it raises fails every item of the batch. Bounds: `max_batch` items in a batch, of
+    `max_weight` altogether as `weigh` tells (an item that is more than that is refused alone),
     `max_queue` waiting in a lane (more are RESOURCE_EXHAUSTED), `parallel` batches of a lane in
     flight. A call that takes longer than `overdue_s` is no clock any more: who comes then need not
     wait for it, and goes out beside it, up to `parallel_slow`. `observe(size, waited_s)` hears
@@ -101,6 +104,8 @@ class Coalescer(Generic[Item, Result]):
         clock: Clock,
         *,
         max_batch: int = 64,
+        max_weight: float = math.inf,
+        weigh: Callable[[Item], int] = lambda _: 0,
         max_queue: int = 4096,
         parallel: int = 1,
         overdue_s: float = math.inf,
@@ -113,6 +118,8 @@ class Coalescer(Generic[Item, Result]):
         self._flush = flush
         self._clock = clock
         self._max_batch = max_batch
+        self._max_weight = max_weight
+        self._weigh = weigh
         self._max_queue = max_queue
         self._parallel = parallel
         self._overdue_s = overdue_s
@@ -130,8 +137,14 @@ class Coalescer(Generic[Item, Result]):
         Raises:
             ServiceError: the item's own error, or the batch's.
             ResourceExhaustedError: too many items wait in the lane.
+            InvalidArgumentError: the item is too large for any batch.
             DeadlineExceededError: its time ran out before it was sent.
         """
+        weight = self._weigh(item)
+        if weight > self._max_weight:
+            raise InvalidArgumentError(
+                "ITEM_TOO_LARGE", f"the item has {weight} bytes; {self._max_weight} are allowed"
+            )
         place = self._lanes.get(lane)
         if place is None:
             place = self._lanes[lane] = _Lane()
@@ -142,7 +155,7 @@ class Coalescer(Generic[Item, Result]):
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         span = trace.get_current_span()
         now = self._clock.monotonic()
-        waiting = _Waiting(item, deadline, now, answer, span)
+        waiting = _Waiting(item, deadline, now, answer, span, weight)
         place.queue.append(waiting)
         if place.in_flight < self._parallel or (
             now - place.sent >= self._overdue_s and place.in_flight < self._parallel_slow
@@ -186,7 +199,10 @@ class Coalescer(Generic[Item, Result]):
         now = place.sent = self._clock.monotonic()
         batch: list[_Waiting[Item, Result]] = []
         leaders: list[_Waiting[Item, Result]] = []
+        room = self._max_weight
         while place.queue and len(batch) + len(leaders) < self._max_batch:
+            if place.queue[0].weight > room:
+                break  # it leads the next batch
             waiting = place.queue.popleft()
             if waiting.answer.done():  # the caller is gone
                 continue
@@ -194,6 +210,7 @@ class Coalescer(Generic[Item, Result]):
                 message = "the time was up before the item could be sent"
                 waiting.answer.set_exception(DeadlineExceededError("EXPIRED_IN_QUEUE", message))
                 continue
+            room -= waiting.weight
             (leaders if _is_sampled(waiting) else batch).append(waiting)
         shares = self._share_traces and all(isinstance(w.span, LightSpan) for w in leaders)
         if len(leaders) < 2 or shares:

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import redis.asyncio
 import redis.exceptions
+from google.protobuf.message import Message
 
 from services.chassis.clock import Clock
 from services.chassis.coalesce import Coalescer
@@ -34,8 +35,13 @@ APPEND_TIMEOUT_S = 5.0
 # A batch's file or its answers may be large, and nobody waits by the millisecond.
 BULK_TIMEOUT_S = 60.0
 
-# A model may be slow: who comes after this long into a call does not wait for its end.
+# A model or a store may be slow: who comes after this long into a call does not wait for its end.
 _OVERDUE_S = 0.05
+
+# What a batch's message is allowed to be, and what of it is for other things than its items.
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+_FRAME_BYTES = 4096
+_ITEM_BYTES = 8  # an item's tag and length
 
 # How long a read waits for a lost connection to come back.
 _RECONNECT_S = 0.25
@@ -72,6 +78,7 @@ class FeaturesClient:
             clock,
             max_batch=128,
             parallel=1,
+            overdue_s=_OVERDUE_S,
             name="hop features",
             observe=metrics.batched("features"),
             share_traces=True,
@@ -129,6 +136,11 @@ class FeaturesClient:
         except ServiceError as error:
             late = error.code is grpc.StatusCode.DEADLINE_EXCEEDED
             raise (lost if late else error) from None
+
+
+def _bytes_of(item: Message) -> int:
+    """Return what an item adds to its batch's message."""
+    return item.ByteSize() + _ITEM_BYTES
 
 
 def _shape(values: dict[str, Any]) -> tuple[str, ...]:
@@ -209,7 +221,13 @@ class InferenceClient:
     """
 
     def __init__(
-        self, channel: grpc.aio.Channel, service: str, clock: Clock, *, coalesce: bool
+        self,
+        channel: grpc.aio.Channel,
+        service: str,
+        clock: Clock,
+        *,
+        coalesce: bool,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         self._stub = inference_pb2_grpc.InferenceStub(channel)
         self._service = service
@@ -219,6 +237,8 @@ class InferenceClient:
             self._ask,
             clock,
             max_batch=64,
+            max_weight=max_message_bytes - _FRAME_BYTES,
+            weigh=_bytes_of,
             parallel=1,
             overdue_s=_OVERDUE_S,
             name=f"hop {service}",
@@ -321,13 +341,20 @@ class BulkClient:
 class AuditClient:
     """Appends to the log and reads back. Entries ride together: one flush makes all durable."""
 
-    def __init__(self, channel: grpc.aio.Channel, clock: Clock) -> None:
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        clock: Clock,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
         self._stub = audit_pb2_grpc.AuditStub(channel)
         self._clock = clock
         self._hop: Coalescer[audit_pb2.Entry, audit_pb2.AppendResult] = Coalescer(
             self._append,
             clock,
             max_batch=256,
+            max_weight=max_message_bytes - _FRAME_BYTES,
+            weigh=_bytes_of,
             parallel=1,
             name="hop audit",
             observe=metrics.batched("audit"),

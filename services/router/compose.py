@@ -88,7 +88,11 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
     remote_channel = await channel(settings.remote_address)
     paths: dict[str, Inference] = {
         "local": InferenceClient(
-            await channel(settings.local_address), "local", clock, coalesce=True
+            await channel(settings.local_address),
+            "local",
+            clock,
+            coalesce=True,
+            max_message_bytes=settings.max_message_bytes,
         ),
         "remote": InferenceClient(remote_channel, "remote", clock, coalesce=False),
     }
@@ -104,7 +108,7 @@ async def build(settings: RouterSettings, stack: AsyncExitStack) -> Service:
     def catalog() -> CatalogView:
         return CatalogView(keeper.catalog, stale=bool(keeper.stale_reason))
 
-    audit: Audit = AuditClient(audit_channel, clock)
+    audit: Audit = AuditClient(audit_channel, clock, settings.max_message_bytes)
     background: list[Callable[[], Awaitable[None]]] = []
     if settings.outbox is not None:
         outbox = Outbox(settings.outbox, clock, max_bytes=settings.outbox_bytes)

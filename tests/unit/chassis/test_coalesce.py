@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -19,6 +20,7 @@ from services.chassis.coalesce import Coalescer
 from services.chassis.errors import (
     DeadlineExceededError,
     InternalError,
+    InvalidArgumentError,
     NotFoundError,
     ResourceExhaustedError,
     ServiceError,
@@ -309,6 +311,9 @@ async def test_an_unsampled_batch_makes_no_span(monkeypatch: pytest.MonkeyPatch)
     assert traces.spans == {}
 
 
+SAMPLED = trace.NonRecordingSpan(
+    trace.SpanContext(7, 7, is_remote=True, trace_flags=trace.TraceFlags(1))
+)
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("submit"), st.integers(0, 2), st.floats(0.5, 20)),
@@ -320,12 +325,30 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
-@given(steps=STEPS, max_batch=st.integers(1, 4), parallel=st.integers(1, 3))
+# What an item weighs goes by its number; the heaviest are too heavy for any batch.
+WEIGHTS = (1, 2, 5, 11)
+MAX_WEIGHT = 10
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    steps=STEPS,
+    max_batch=st.integers(1, 4),
+    parallel=st.integers(1, 3),
+    sampled=st.sets(st.integers(0, 40)),
+    overdue_s=st.sampled_from([math.inf, 2.0]),
+)
 def test_every_item_gets_its_own_answer_once(
-    steps: list[tuple[str, int, float]], max_batch: int, parallel: int
+    steps: list[tuple[str, int, float]],
+    max_batch: int,
+    parallel: int,
+    sampled: set[int],
+    overdue_s: float,
 ) -> None:
-    """Under any schedule of submissions, answers, time and cancellations, in simulated time."""
+    """Under any schedule of submissions, answers, time and cancellations, in simulated time.
+
+    Some items are of sampled traces, some weigh much, some too much; batches may be overdue.
+    """
 
     async def scenario() -> None:
         clock = Clock()
@@ -334,6 +357,8 @@ def test_every_item_gets_its_own_answer_once(
 
         async def flush(items: Sequence[int], left: float) -> list[int | ServiceError]:
             assert 1 <= len(items) <= max_batch
+            assert sum(WEIGHTS[item % 4] for item in items) <= MAX_WEIGHT
+            assert sum(item in sampled for item in items) <= 1
             sent.extend(items)
             gate = asyncio.Event()
             gates.append(gate)
@@ -343,13 +368,27 @@ def test_every_item_gets_its_own_answer_once(
                 for item in items
             ]
 
-        hop: Coalescer[int, int] = Coalescer(flush, clock, max_batch=max_batch, parallel=parallel)
+        hop: Coalescer[int, int] = Coalescer(
+            flush,
+            clock,
+            max_batch=max_batch,
+            max_weight=MAX_WEIGHT,
+            weigh=lambda item: WEIGHTS[item % 4],
+            parallel=parallel,
+            overdue_s=overdue_s,
+        )
+
+        async def submit(item: int, lane: int, deadline: float) -> int:
+            span = SAMPLED if item in sampled else trace.INVALID_SPAN
+            with trace.use_span(span):
+                return await hop.submit(item, lane, deadline)
+
         tasks: list[asyncio.Task[int]] = []
         cancelled: set[int] = set()
         for what, number, amount in steps:
             if what == "submit":
-                submit = hop.submit(len(tasks), number, clock.now + amount)
-                tasks.append(asyncio.ensure_future(submit))
+                call = submit(len(tasks), number, clock.now + amount)
+                tasks.append(asyncio.ensure_future(call))
             elif what == "release":
                 for gate in [g for g in gates if not g.is_set()][:number]:
                     gate.set()
@@ -366,7 +405,10 @@ def test_every_item_gets_its_own_answer_once(
         assert all(task.done() for task in tasks)
         assert len(sent) == len(set(sent))
         for number, task in enumerate(tasks):
-            if number in cancelled:
+            if WEIGHTS[number % 4] > MAX_WEIGHT:
+                assert isinstance(task.exception(), InvalidArgumentError)
+                assert number not in sent
+            elif number in cancelled:
                 assert task.cancelled()
             elif number not in sent:
                 assert isinstance(task.exception(), DeadlineExceededError)
