@@ -157,20 +157,6 @@ async def test_many_at_once_have_one_winner(tmp_path):
         assert len((await auditor.Get(audit_pb2.GetRequest(decision_id="d0"))).records) == 1
 
 
-async def test_nothing_of_the_input_is_in_the_log(tmp_path):
-    """No file of the log holds the subject, a digest or the payload in the clear."""
-    sent = decision_pb2.Attempt(candidate=REMOTE, bytes_out=10, wire_digest=WIRE)
-    async with service(tmp_path) as calls:
-        await calls.append(
-            entry("d1", INTENT, patient=123456789),
-            entry("d1", patient=123456789, attempts=[sent]),
-        )
-    found = b"".join(p.read_bytes() for p in (tmp_path / "audit").rglob("*") if p.is_file())
-    for secret in (b"123456789", b"patient_id", DIGEST, WIRE, b"business", b"a reply to"):
-        assert secret not in found
-    assert b"diabetes_progression" in found
-
-
 async def test_restart_keeps_everything(tmp_path):
     """After a restart the log goes on where it was, the winner stays, and it still verifies."""
     async with service(tmp_path) as calls:
@@ -319,6 +305,7 @@ async def test_bad_entries_fail_alone(tmp_path):
         assert errors[2].violations[0][0] == "record.input_hmac"
         assert errors[3].violations[0][0] == "record.decision_id"
         assert isinstance(errors[4], ResourceExhaustedError)
+        assert errors[4].reason == "RECORD_TOO_LARGE"
         auditor = await calls.by("auditor")
         bad = audit_pb2.QueryRequest(page_token="; DROP TABLE records")
         assert isinstance(await support.refusal(auditor.Query(bad)), InvalidArgumentError)
@@ -346,29 +333,6 @@ async def test_only_those_who_may(tmp_path):
         assert (await router.Get(get)).records[0].payload.reply == b"a reply to d1"
         erase = audit_pb2.EraseRequest(subject=subject(17), reason="asked")
         assert isinstance(await support.refusal(auditor.Erase(erase)), PermissionDeniedError)
-
-
-async def test_a_body_is_recorded_by_a_keyed_digest(tmp_path):
-    """Who gets the records can't confirm a guess of it; the same body of a subject is the same."""
-    sent = [
-        decision_pb2.Attempt(candidate=REMOTE, wire_digest=WIRE, code=14),
-        decision_pb2.Attempt(candidate=LOCAL),
-    ]
-    async with service(tmp_path) as calls:
-        await calls.append(
-            entry("d1", record_pb2.RECORD_KIND_FAILED, attempts=sent),
-            entry("d2", attempts=sent),
-            entry("d3", attempts=sent, patient=18),
-            entry("d4", attempts=sent, patient=None),
-        )
-        auditor = await calls.by("auditor")
-        found = (await auditor.Query(audit_pb2.QueryRequest())).records
-    assert [len(stored.record.attempts) for stored in found] == [2] * 4
-    assert not any(stored.record.attempts[1].wire_digest for stored in found)
-    first, same, other, nobody = (stored.record.attempts[0].wire_digest for stored in found)
-    assert first == same
-    assert len({first, other, nobody, WIRE}) == 4
-    assert {len(first), len(other), len(nobody)} == {32}
 
 
 async def test_erasure(tmp_path):
@@ -489,13 +453,6 @@ async def test_storage_that_comes_later(tmp_path):
                 break
             await asyncio.sleep(0.05)
         assert (await router.Append(request)).results[0].status.code == 0
-
-
-async def test_a_full_disk_is_said_before_it_hurts(tmp_path):
-    """Below the free space that was asked for, the service is NOT_SERVING and says why."""
-    async with service(tmp_path, min_free_bytes=1 << 60) as calls:
-        assert not await calls.running.health.check()
-        assert "free" in calls.running.health.failures["log"]
 
 
 class JumpyClock:
