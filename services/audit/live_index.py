@@ -52,8 +52,8 @@ class LiveIndex:
 
     @property
     def waiting(self) -> int:
-        """Rows that are not in the index yet."""
-        return len(self._rows)
+        """Rows that are not in the index yet, those that are being written among them."""
+        return self._committed - self._size
 
     def committed(self, first: int, rows: Sequence[Row]) -> None:
         """Take the rows of records that have become durable."""
