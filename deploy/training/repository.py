@@ -17,6 +17,20 @@ from services.local.manifest import CARD, CONFIG, SEAL, write_card
 
 MAX_BATCH = 64
 MODEL_FILE = "model.onnx"
+# Interactive, normal, batch. A request brings the time that it has left, which may only shorten the
+# queue's own; what is late is refused before it costs anything. How batches are put together follows
+# from the tasks' `budget_ms` (services/local/batching.py).
+QUEUE = """dynamic_batching {
+  priority_levels: 3
+  default_priority_level: 2
+  default_queue_policy {
+    timeout_action: REJECT
+    default_timeout_microseconds: 30000000
+    allow_timeout_override: true
+    max_queue_size: 512
+  }
+}
+"""
 
 
 def triton_config(card: dict[str, Any]) -> str:
@@ -43,8 +57,8 @@ def triton_config(card: dict[str, Any]) -> str:
         + "".join(tensor("input", spec) for spec in card["inputs"])
         + "".join(tensor("output", spec) for spec in card["outputs"])
         + "instance_group [ { count: 1 } ]\n"
-        "dynamic_batching { }\n"
-        'parameters { key: "intra_op_thread_count" value: { string_value: "1" } }\n'
+        + QUEUE
+        + 'parameters { key: "intra_op_thread_count" value: { string_value: "1" } }\n'
         'parameters { key: "inter_op_thread_count" value: { string_value: "1" } }\n'
     )
 

@@ -21,7 +21,7 @@ TASK = """
 name: sums
 inputs: [{name: features, datatype: FP32, shape: [1, 3]}]
 outputs: [{name: sum, datatype: FP32, shape: [1, 1]}]
-candidates: [{id: x, path: local, model: batched, version: live, budget_ms: 50}]
+candidates: [{id: x, path: local, model: batched, version: live, budget_ms: 200}]
 """
 
 
@@ -54,5 +54,5 @@ async def test_the_budget_is_in_tritons_own_configuration(keys: MeshKeys, tmp_pa
             stub = service_pb2_grpc.GRPCInferenceServiceStub(direct)
             request = service_pb2.ModelConfigRequest(name="batched", version="2")
             batching = (await stub.ModelConfig(request)).config.dynamic_batching
-    assert batching.max_queue_delay_microseconds == 500
+    assert batching.max_queue_delay_microseconds == 2000
     assert list(batching.preferred_batch_size) == [2, 8]

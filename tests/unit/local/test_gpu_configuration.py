@@ -13,6 +13,8 @@ from deploy.training.export import INPUT, OUTPUTS
 from deploy.training.models import CANDIDATES
 from deploy.training.repository import triton_config
 from deploy.training.summarizer import CONFIG, NAME
+from services.local.contracts import Contracts
+from services.local.triton import with_versions
 from tests.support import ROOT
 
 GPU = ROOT / "deploy" / "triton" / "gpu"
@@ -68,13 +70,29 @@ def test_tensors_are_those_of_the_cpu(name: str) -> None:
 
 @pytest.mark.parametrize("name", LOCAL)
 def test_onnx_models_ask_for_a_gpu_and_tensorrt(name: str) -> None:
-    """With a queue that knows priorities and the requests' own time-outs."""
+    """One instance on each; the text model is another matter."""
     config = on_gpu(name)
     assert [group.kind for group in config.instance_group] == [KINDS.Value("KIND_GPU")]
     accelerators = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert [accelerator.name for accelerator in accelerators] == ["tensorrt"]
-    assert config.dynamic_batching.priority_levels == 3
-    assert config.dynamic_batching.default_queue_policy.allow_timeout_override
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_queues_are_the_same_everywhere(name: str) -> None:
+    """Priorities for each of ours, and time-outs that requests bring; what the budget sets, too."""
+    cpu, gpu = on_cpu(name), on_gpu(name)
+    assert cpu.dynamic_batching == gpu.dynamic_batching
+    assert cpu.dynamic_batching.priority_levels == 3
+    assert cpu.dynamic_batching.default_queue_policy.allow_timeout_override
+    contracts = Contracts(ROOT / "deploy" / "catalog")
+    contracts.read()
+    budget = contracts.budget_ms(name)
+    assert budget > 0
+    for text in (str(cpu), str(gpu)):
+        batching = json.loads(with_versions(text, ["1"], budget))["dynamic_batching"]
+        assert batching["preferred_batch_size"] == [16, 64]
+        # One caller alone must not wait for company that never comes.
+        assert batching.get("max_queue_delay_microseconds", "0") == "0"
 
 
 def test_the_text_model_is_vllms() -> None:
