@@ -50,17 +50,21 @@ def submit(
     except job_file.LineError as error:
         raise typer.BadParameter(str(error), param_hint=str(file)) from None
 
-    async def work(mesh: client.Connection) -> list[jobs_pb2.Job]:
+    made: list[jobs_pb2.Job] = []
+
+    async def work(mesh: client.Connection) -> None:
         async with mesh.channel("router", role="caller", deadline_s=_DEADLINE_S) as channel:
             stub = _stub(channel)
-            made = []
             for number, items in enumerate(parts):
                 own = f"{key}/{number}" if key and number else key
                 request = _request(task, items, candidate, purpose, own)
                 made.append((await stub.SubmitJob(request)).job)
-            return made
 
-    _show(client.run("twinpath jobs submit", work), as_json=as_json)
+    try:
+        client.run("twinpath jobs submit", work)
+    finally:  # of several jobs the first may be there though a later one is not
+        if made:
+            _show(made, as_json=as_json)
 
 
 @app.command()
