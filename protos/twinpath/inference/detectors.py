@@ -3,11 +3,12 @@
 One code for both sides of the door: the router redacts by it what a task names, the remote service
 refuses by it what should have been redacted. Pure. Every detector is cheap on text without it;
 those with a checksum take a digit string by chance less than once in ten, and only where it also
-has the form.
+has the form. services/remote/providers/README.md lists the forms.
 """
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -18,11 +19,12 @@ Span = tuple[int, int]
 # How many characters a find with blanks in it may have. Without blanks it may be of any length, and
 # so may a private key once it has begun.
 REACH: dict[DetectorName, int] = {
-    "card": 32, "iban": 64, "email": 0, "phone": 48, "national_id": 24, "secret": 96
+    "card": 32, "iban": 64, "email": 0, "phone": 48, "national_id": 48, "secret": 96
 }  # fmt: skip
 
+# In any script: names and domains need not be ASCII.
 _EMAIL = re.compile(
-    r"[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![A-Za-z])"
+    r"[\w.%+-]{1,64}@(?:[\w-]{1,63}\.){1,8}(?:[^\W\d_]{2,24}|xn--[a-z0-9-]{2,58})(?![^\W\d_])"
 )
 # 13, 15 or 16 digits, perhaps in groups, of the networks' own ranges: ids of 17 digits and more
 # would fit one of them by chance too often.
@@ -37,6 +39,13 @@ _PHONE = re.compile(
     r"(?<![\w+])(?<!\d\.)(?:\+|00)[1-9](?:[ ().\-/]{0,2}\d){7,14}(?!\d)"
     r"|(?<!\w)\(\d{3}\) ?\d{3}[ .-]\d{4}(?!\d)|(?<![\d.-])\d{3}-\d{3}-\d{4}(?![\d-])"
 )
+# As Germans, the French and the British write their own, from the 0 that stands for the country:
+# in five pairs, or an area and the rest, parted from each other, which numbers of other kinds are
+# not. (The 0 comes before what must not stand before it, so that the search goes from 0 to 0.)
+_NATIONAL_PHONE = re.compile(
+    r"0(?<![\w.+/-]0)[1-9]"
+    r"(?:(?:[ .-]\d\d){4}|\d{1,4}\)?(?: ?/ ?|[ -])\d{2,8}(?:[ -]\d{2,5}){0,3})(?!-?\d)"
+)
 _SSN = re.compile(r"(?<![\d-])(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\d-])")
 _NINO = re.compile(
     r"\b(?!BG|GB|KN|NK|NT|TN|ZZ)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?\d{2} ?\d{2} ?\d{2} ?[A-D]\b"
@@ -46,6 +55,15 @@ _HETU = re.compile(r"\b(?P<date>\d{6})[-+ABCDEFYXWVU](?P<number>\d{3})(?P<check>
 _NIR = re.compile(
     r"(?<!\d)(?P<body>[12] ?\d{2} ?(?:0[1-9]|1[0-2]) ?\d[\dAB] ?\d{3} ?\d{3}) ?(?P<key>\d{2})(?!\d)"
 )
+# Poland's begins with a day of birth, Switzerland's with the country. The checksum of the Dutch
+# one takes every eleventh number: it must be written with points, or be said to be one.
+_PESEL = re.compile(r"\d(?<![\d.]\d)\d(?:[02][1-9]|[13][0-2])(?:0[1-9]|[12]\d|3[01])\d{5}(?!\d)")
+_BSN = re.compile(r"\d(?<![\d.]\d)\d{3}(?:\d{5}|\.\d\d\.\d{3})(?!\d)")
+_BSN_WORDS, _BSN_POINTS = ("bsn", "burgerservice", "sofi"), re.compile(r"\.\d\d\.")
+_BSN_NAMED = re.compile(
+    r"\b(?:BSN|burgerservicenummer|sofi-?nummer)\b\W{0,4}(?:\w{1,8}\W{1,3})?$", re.IGNORECASE
+)
+_AHV = re.compile(r"756(?<![\d.]756)[. ]?\d{4}[. ]?\d{4}[. ]?\d\d(?!\d)")
 # A private key reaches to its end, so that who cuts it out cuts all of it.
 _SECRETS = re.compile(
     r"-----BEGIN (?:[A-Z]{1,16} ){0,3}PRIVATE KEY-----"
@@ -65,6 +83,7 @@ _ASSIGNED = re.compile(
 )
 # Most texts hold none of these, and to see that is much cheaper than to search by pattern.
 _MARKS = ("PRIVATE KEY", "AKIA", "ASIA", "gh", "sk-", "xox", "AIza", "eyJ")
+_GROUP = re.compile(r"\d+")
 _DIGIT = re.compile(r"\d")
 _NIE_DIGITS = {"X": "0", "Y": "1", "Z": "2"}
 _DNI_LETTERS = "TRWAGMYFPDXBNJZSQVHLCKE"
@@ -81,6 +100,11 @@ _IBAN_LENGTHS = {
     }.items()
     for country in countries.split()
 }  # fmt: skip
+_SHORTEST_NATIONAL, _LONGEST_NATIONAL, _LARGEST_EVEN_GROUP = 9, 12, 3
+_PESEL_WEIGHTS = (1, 3, 7, 9, 1, 3, 7, 9, 1, 3, 1)
+_BSN_WEIGHTS = (9, 8, 7, 6, 5, 4, 3, 2, -1)
+_BSN_REACH = 32
+_EAN_WEIGHTS = (1, 3) * 6 + (1,)
 _NO_GAPS = {ord(" "): None, ord("-"): None}
 _AS_NUMBERS = {ord(char): str(int(char, 36)) for char in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
 # Digits twice as large, less 9 where that has two digits, both as ASCII.
@@ -161,6 +185,41 @@ def _end_of_nir(found: re.Match[str]) -> int:
     return found.end() if body.isdigit() and 97 - int(body) % 97 == int(found["key"]) else -1
 
 
+def _end_of_national_phone(found: re.Match[str]) -> int:
+    """From 9 to 12 digits, not all in groups of one size: codes with leading zeros are.
+
+    The form may run on into the next numbers, over a blank.
+    """
+    number = found[0]
+    while (digits := sum(map(str.isdigit, number))) > _LONGEST_NATIONAL:
+        number, blank, _ = number.rpartition(" ")
+        if not blank:
+            return -1
+    sizes = {len(group) for group in _GROUP.findall(number)}
+    of_codes = len(sizes) == 1 and max(sizes) > _LARGEST_EVEN_GROUP
+    return -1 if digits < _SHORTEST_NATIONAL or of_codes else found.start() + len(number)
+
+
+def _end_of_pesel(found: re.Match[str]) -> int:
+    return found.end() if _weighted(found[0], _PESEL_WEIGHTS) % 10 == 0 else -1
+
+
+def _end_of_bsn(found: re.Match[str]) -> int:
+    before = found.string[max(0, found.start() - _BSN_REACH) : found.start()]
+    if "." not in found[0] and not _BSN_NAMED.search(before):
+        return -1
+    return found.end() if _weighted(found[0].replace(".", ""), _BSN_WEIGHTS) % 11 == 0 else -1
+
+
+def _end_of_ahv(found: re.Match[str]) -> int:
+    number = found[0].replace(".", "").replace(" ", "")
+    return found.end() if _weighted(number, _EAN_WEIGHTS) % 10 == 0 else -1
+
+
+def _weighted(digits: str, weights: tuple[int, ...]) -> int:
+    return sum(map(operator.mul, map(int, digits), weights))
+
+
 def _card(text: str, at: int) -> Iterator[Span]:
     return _matches(_CARD, text, at, _end_of_card)
 
@@ -174,7 +233,8 @@ def _email(text: str, at: int) -> Iterator[Span]:
 
 
 def _phone(text: str, at: int) -> Iterator[Span]:
-    return _plain(_PHONE, text, at)
+    yield from _plain(_PHONE, text, at)
+    yield from _matches(_NATIONAL_PHONE, text, at, _end_of_national_phone)
 
 
 def _national_id(text: str, at: int) -> Iterator[Span]:
@@ -183,6 +243,11 @@ def _national_id(text: str, at: int) -> Iterator[Span]:
     yield from _matches(_DNI, text, at, _end_of_dni)
     yield from _matches(_HETU, text, at, _end_of_hetu)
     yield from _matches(_NIR, text, at, _end_of_nir)
+    yield from _matches(_PESEL, text, at, _end_of_pesel)
+    words = text.lower()
+    if any(word in words for word in _BSN_WORDS) or _BSN_POINTS.search(text, at):
+        yield from _matches(_BSN, text, at, _end_of_bsn)
+    yield from _matches(_AHV, text, at, _end_of_ahv)
 
 
 def _secret(text: str, at: int) -> Iterator[Span]:

@@ -23,16 +23,35 @@ FOUND = [
     ("iban", "GB29NWBK60161331926819"),
     ("iban", "to MT84MALT011000012345MTLCAST001S now"),
     ("email", "write to Jane.Doe+x@mail.example.co.uk."),
+    ("email", "an jürgen@müller.de"),
+    ("email", "почта@пример.рф"),
+    ("email", "info@xn--mller-kva.xn--p1ai"),
     ("phone", "call +49 (0)30 901820"),
     ("phone", "0049 30 901820"),
     ("phone", "(212) 555-0123"),
     ("phone", "212-555-0123"),
+    ("phone", "mobil 0171 2345678"),
+    ("phone", "Tel. 089/1234567"),
+    ("phone", "Tel. (089) 123 45 67."),
+    ("phone", "030 901820 or later"),
+    ("phone", "appelez le 06 12 34 56 78"),
+    ("phone", "06.12.34.56.78"),
+    ("phone", "ring 020 7946 0958"),
+    ("phone", "07700 900123"),
+    ("phone", "0161 496 0000, 12 2026"),
     ("national_id", "SSN 536-22-1234"),
     ("national_id", "NINO AB 12 34 56 C"),
     ("national_id", "DNI 12345678Z"),
     ("national_id", "NIE X1234567L"),
     ("national_id", "hetu 131052-308T"),
     ("national_id", "NIR 2 55 08 14 168 025 38"),
+    ("national_id", "PESEL 44051401359"),
+    ("national_id", "born 02270803624"),
+    ("national_id", "BSN 111222333"),
+    ("national_id", "burgerservicenummer is: 123456782"),
+    ("national_id", "1234.56.782"),
+    ("national_id", "AHV 756.9217.0769.85"),
+    ("national_id", "7569217076985"),
     ("secret", "-----BEGIN RSA PRIVATE KEY-----"),
     ("secret", "AKIAIOSFODNN7EXAMPLE"),
     ("secret", "key sk-proj-abcdefghijklmnopqrstuv"),
@@ -48,6 +67,14 @@ NOT_FOUND = [
     "000-12-3456 and 666-12-3456",
     "a@b and @home and foo@",
     "from 2026-11-23 to 2026-12-01, 12:30-13:45",
+    "PESEL 44051401358 and 44951401359",  # the checksum, the month
+    "AHV 756.9217.0769.84",
+    "order 111222333",  # a Dutch number's checksum alone says too little of nine digits
+    "BSN 111222334",
+    "open 0800-1700, from 01/02/2026 to 2026/03/04, 0049",
+    "codes 01234 56789 01234 and 0123 4567 8901 and 0123-4567-8901-2345",
+    "lot 01067 of 1234567 and 0.0171 2345678 and 10171 2345678",
+    "ISBN 0-306-40615-2 or 978-0-306-40615-7",
     "values 0.12345678901234567 and 1e-07 and 152.13348416",
     "the secret of the password is to have none",
     "version 1.2.3-4567 build 20261123",
@@ -57,7 +84,7 @@ NOT_FOUND = [
 
 @pytest.mark.parametrize(("name", "text"), FOUND)
 def test_what_should_not_leave_is_found(name: str, text: str) -> None:
-    """Each form that people write it in."""
+    """Each form that services/remote/providers/README.md lists."""
     assert name in list(detectors.find(text))
 
 
@@ -74,6 +101,8 @@ def test_what_only_looks_like_it_is_not(text: str) -> None:
         ("iban", "pay DE89 3704 0044 0532 0130 00 TODAY", "DE89 3704 0044 0532 0130 00"),
         ("email", "<Jane.Doe@mail.example.co.uk>.", "Jane.Doe@mail.example.co.uk"),
         ("phone", "call +49 (0)30 901820.", "+49 (0)30 901820"),
+        ("phone", "call 0171 234 56 78 12 2026", "0171 234 56 78"),
+        ("national_id", "my BSN: 111222333.", "111222333"),
         ("secret", "x -----BEGIN PRIVATE KEY-----\nabc\n-----END PRIVATE KEY----- y",
          "-----BEGIN PRIVATE KEY-----\nabc\n-----END PRIVATE KEY-----"),
         ("secret", "-----BEGIN PRIVATE KEY-----\nabc", "-----BEGIN PRIVATE KEY-----\nabc"),
