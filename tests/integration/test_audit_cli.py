@@ -46,7 +46,9 @@ async def filled(folder, monkeypatch):
             support.start_service(settings_in(folder, keys), build)
         )
         calls = Calls(running, keys, stack)
-        attempt = decision_pb2.Attempt(candidate=REMOTE, bytes_out=10, latency_us=1500)
+        attempt = decision_pb2.Attempt(
+            candidate=REMOTE, bytes_out=10, latency_us=1500, reported_version="large-2026-03-01"
+        )
         await calls.append(
             entry("d1", record_pb2.RECORD_KIND_INTENT),
             entry("d1", plan=PLAN),
@@ -73,13 +75,24 @@ async def test_an_auditors_questions(tmp_path, monkeypatch):
             return await asyncio.to_thread(twinpath, *arguments, code=code)
 
         assert "patient" not in await ask("get", "d1")
-        assert "too_sensitive" in await ask("why", "d1")
+        reasons = await ask("why", "d2")
+        assert "1  local  diabetes_small v1" in reasons
+        refused = "refused  remote  diabetes_large v1  at standin (no region)"
+        assert refused in reasons
+        assert "too_sensitive  it may not leave" in reasons.split(refused)[1].splitlines()[0]
+        assert "data class unspecified, policy p1" in reasons
+        assert "refused" not in await ask("get", "d2")
         told = await ask("about", *who)
         assert "d1" in told
         assert "d2" in told
         assert "d3" not in told
         assert "d1" not in await ask("about", *who, "--until", "2020-01-01")
-        assert "d1" not in await ask("by-model", "diabetes_large", "1")
+        for version in ("1", "large-2026-03-01"):
+            found = await ask("by-model", "diabetes_large", version)
+            assert "d2" in found
+            assert "d1" not in found
+        assert "no record fits" in await ask("by-model", "diabetes_large", "2")
+        assert "says it is large-2026-03-01" in await ask("get", "d2")
         assert "d2" in await ask("egress")
         assert "d2" in await ask("fallbacks")
         refusals = await ask("refusals")
@@ -103,7 +116,8 @@ async def test_an_auditors_questions(tmp_path, monkeypatch):
         assert table.column("decision_id").to_pylist() == ["d1", "d1", "d2", "d3", "d4"]
         assert "erased" in await ask("erase", *who, "--reason", "asked", "--yes")
         assert "erase_subject" in await ask("overrides")
-        await ask("about", *who)
+        assert "no record fits" in await ask("about", *who)
+        assert "this means nobody any more" in await ask("get", "d2")
         refused = await ask("get", "unknown", code=1)
         assert "d1" not in refused
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.test_audit_cli import filled, twinpath
-from tests.integration.test_audit_service import LOCAL, entry
+from tests.integration.test_audit_service import LOCAL, REMOTE, entry
 from twinpath.common.v1 import decision_pb2
 from twinpath.inference.v1 import tensor_pb2
 from twinpath.router.v1 import router_pb2
@@ -75,3 +75,24 @@ async def test_what_left_is_shown_with_the_rules_that_let_it(
         shown = await asyncio.to_thread(twinpath, "egress")
     assert "policy p7 admitted it at rank 1" in shown
     assert "restricted_never_leaves, residency_is_kept" in shown
+
+
+@pytest.mark.integration
+async def test_the_body_s_plain_digest_is_shown_with_the_payload_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A vendor's own log can be compared with it; the record shows that it has an HMAC."""
+    plain = bytes(range(32))
+    sent = decision_pb2.Attempt(candidate=REMOTE, bytes_out=10, wire_digest=plain)
+    async with filled(tmp_path, monkeypatch) as calls:
+        out = entry("out", candidates=[REMOTE], attempts=[sent])
+        out.payload.model_input = b""
+        out.payload.reply = router_pb2.InferResponse(attempts=[sent]).SerializeToString()
+        await calls.append(out)
+        opened = await asyncio.to_thread(twinpath, "get", "out", "--payload")
+        closed = await asyncio.to_thread(twinpath, "get", "out")
+        left = await asyncio.to_thread(twinpath, "egress")
+    assert f"SHA-256 {plain.hex()}" in opened
+    for shown in (closed, left):
+        assert "wire HMAC" in shown
+        assert plain.hex()[:16] not in shown

@@ -123,7 +123,7 @@ def detail(stored: audit_pb2.StoredRecord) -> RenderableType:
         word = "answered by" if record.kind == record_pb2.RECORD_KIND_OUTCOME else "may call"
         table.add_row(word, render.candidate(ref))
     for number, attempt in enumerate(record.attempts, 1):
-        table.add_row(f"attempt {number}", attempt_line(attempt))
+        table.add_row(f"attempt {number}", attempt_line(attempt, wire="wire HMAC"))
     lineage = record.lineage
     if lineage.feature_service:
         views = ", ".join(view.view for view in lineage.views)
@@ -149,12 +149,15 @@ def _opened(payload: audit_pb2.Payload) -> Iterable[tuple[str, str]]:
     """What a payload holds, for those who may see it."""
     try:
         found = tensor_pb2.ModelInput.FromString(payload.model_input).tensors
-        given = router_pb2.InferResponse.FromString(payload.reply).outputs
+        reply = router_pb2.InferResponse.FromString(payload.reply)
     except DecodeError:  # of another version of the contracts: the bytes are there all the same
         yield "payload", f"{payload.ByteSize()} bytes that this version can't read"
         return
     yield from (("input", render.tensor(tensor)) for tensor in found)
-    yield from (("output", render.tensor(tensor)) for tensor in given)
+    yield from (("output", render.tensor(tensor)) for tensor in reply.outputs)
+    for number, attempt in enumerate(reply.attempts, 1):
+        if attempt.wire_digest:  # the record itself has an HMAC of it
+            yield f"body {number}", f"SHA-256 {attempt.wire_digest.hex()}"
 
 
 def egress(stored: audit_pb2.StoredRecord) -> RenderableType:
@@ -175,7 +178,7 @@ def egress(stored: audit_pb2.StoredRecord) -> RenderableType:
         block.append(f"  {attempt.bytes_out} bytes for {ref.model} v{ref.version}", "not dim")
         if attempt.code:
             block.append(f", which failed: {attempt.reason}", "not dim red")
-        block.append(f"\n{'':9}wire {attempt.wire_digest.hex() or 'not known'}")
+        block.append(f"\n{'':9}wire HMAC {attempt.wire_digest.hex() or 'not known'}")
         rules = ", ".join(plan.policy_rules) or "no rule"
         admitted = f"policy {plan.policy_version} admitted it at rank {ranks.get(ref.id, 0)}"
         block.append(f"\n{'':9}{admitted}: it passed {rules}")
@@ -189,8 +192,11 @@ def egress(stored: audit_pb2.StoredRecord) -> RenderableType:
     return block
 
 
-def attempt_line(attempt: decision_pb2.Attempt) -> Text:
-    """An attempt in one line: who, how it went, how long, what left."""
+def attempt_line(attempt: decision_pb2.Attempt, wire: str = "wire") -> Text:
+    """An attempt in one line: who, how it went, how long, what left.
+
+    `wire` says what its wire digest is: a record's is an HMAC.
+    """
     line = render.candidate(attempt.candidate)
     ok = attempt.code == 0
     line.append("  ok" if ok else f"  {attempt.reason or 'failed'}", "green" if ok else "red")
@@ -198,7 +204,9 @@ def attempt_line(attempt: decision_pb2.Attempt) -> Text:
     if attempt.candidate.path == context_pb2.PATH_REMOTE:
         line.append(f"  {attempt.bytes_out} bytes out")
         if attempt.wire_digest:
-            line.append(f"  wire {attempt.wire_digest.hex()[:16]}…", "dim")
+            line.append(f"  {wire} {attempt.wire_digest.hex()[:16]}…", "dim")
+    if attempt.reported_version not in {"", attempt.candidate.version}:
+        line.append(f"  says it is {attempt.reported_version}", "dim")
     return line
 
 
