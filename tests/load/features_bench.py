@@ -382,8 +382,9 @@ def medians(rounds: Sequence[Any]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in ratios.items()}
 
 
-def show(result: dict[str, Any], console: Console) -> None:
-    """Print what was measured in each round, and the medians against the targets."""
+def show(result: dict[str, Any], console: Console) -> bool:
+    """Print what was measured and the medians against the targets; tell whether all are met."""
+    all_met = True
     table = Table(title="one row x 20 features, one worker each")
     for name in ("callers", "ours /s", "p99 ms", "CPU ms", "serve /s", "p99 ms", "CPU ms"):
         table.add_column(name, justify="right")
@@ -412,9 +413,11 @@ def show(result: dict[str, Any], console: Console) -> None:
             continue
         met = value <= target if name.startswith("p99") else value >= target
         sign = "<=" if name.startswith("p99") else ">="
+        all_met = all_met and met
         console.print(
             f"{name:<20} {value:6.2f}  target {sign} {target:.2f}  {'met' if met else 'NOT MET'}"
         )
+    return all_met
 
 
 def main() -> int:
@@ -428,8 +431,7 @@ def main() -> int:
     result = asyncio.run(measure(given.callers, given.seconds, given.rounds))
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    show(result, Console(width=110))
-    return 0
+    return 0 if show(result, Console(width=110)) else 1
 
 
 if __name__ == "__main__":

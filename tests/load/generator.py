@@ -1,4 +1,8 @@
-"""A closed-loop load generator: N callers, each asks again as soon as it is answered.
+"""Load, closed-loop and open-loop.
+
+Closed: N callers, each asks again as soon as it is answered; that finds the rate, and hides waits,
+because a slow server is asked less. Open: requests come at their times, whatever became of those
+before; latency counts from the time at which a request was due.
 
 Requests are serialized once and answers are not parsed, so that what is measured is the server.
 The same generator, with the same number of callers, asks everything that is compared.
@@ -12,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -67,6 +72,44 @@ async def closed_loop(
                     latencies.append(clock() - start)
 
         await asyncio.gather(*(caller(n) for n in range(callers)))
+    return _load(callers, latencies, failed, seconds)
+
+
+async def open_loop(
+    address: str,
+    method: str,
+    requests: Sequence[bytes],
+    *,
+    rate: float,
+    seconds: float,
+    metadata: Sequence[tuple[str, str]] = (),
+) -> Load:
+    """Ask one method `rate` times a second, evenly; `callers` of the result is 0."""
+    latencies: list[float] = []
+    failed = 0
+    clock = time.perf_counter
+    async with grpc.aio.insecure_channel(address) as channel:
+        call: Any = channel.unary_unary(method)
+
+        async def ask(due: float, request: bytes) -> None:
+            nonlocal failed
+            try:
+                await call(request, metadata=metadata, timeout=10)
+            except grpc.aio.AioRpcError:
+                failed += 1
+            else:
+                latencies.append(clock() - due)
+
+        begin = clock()
+        async with asyncio.TaskGroup() as asked:
+            for number in range(int(rate * seconds)):
+                due = begin + number / rate
+                await asyncio.sleep(max(0.0, due - clock()))
+                asked.create_task(ask(due, requests[number % len(requests)]))
+    return _load(0, latencies, failed, seconds)
+
+
+def _load(callers: int, latencies: list[float], failed: int, seconds: float) -> Load:
     latencies.sort()
     count = len(latencies)
     return Load(
