@@ -54,7 +54,7 @@ async def closed_loop(
     failed = 0
     clock = time.perf_counter
     async with grpc.aio.insecure_channel(address) as channel:
-        call = channel.unary_unary(method)
+        call: Any = channel.unary_unary(method)
         begin = clock() + warm_s
         end = begin + seconds
 
