@@ -25,10 +25,14 @@ class AuditSettings(ServiceSettings):
         description="PEM file with the Ed25519 key that signs checkpoints; made if it is missing"
     )
     also_sign: Path | None = Field(
-        default=None, description="the key before it, which co-signs while a rotation lasts"
+        default=None,
+        description="the key before it, which co-signs while a rotation lasts; one that "
+        "`twinpath audit rotate-key` left beside it is found without",
     )
     known_keys: Path | None = Field(
-        default=None, description="file of earlier verifier keys, one a line, for old checkpoints"
+        default=None,
+        description="file of earlier verifier keys, one a line, for old checkpoints; "
+        "<signing key>.earlier.vkey is found without",
     )
     origin: str = Field(
         default="twinpath.local/audit",

@@ -1,4 +1,9 @@
-"""The log's signing keys in files: made, read, and rotated."""
+"""The log's signing keys in files: made, read, and rotated.
+
+Beside the signing key lie its public half (`.vkey`), those of all keys before it (`.earlier.vkey`),
+and, while a rotation lasts, the key before it (`.previous`). Wherever the signing key is read these
+count, so that a rotation needs no setting, and no restart with old settings can refuse the log.
+"""
 
 from __future__ import annotations
 
@@ -48,14 +53,9 @@ def ensure_signer(path: Path, name: str) -> SignerKey:
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(file, pem)
-            os.fsync(file)
-        finally:
-            os.close(file)
+        _write(path, pem)
     signer = read_signer(path, name)
-    public = path.with_name(path.name + ".vkey")
+    public = _public(path)
     line = f"{signer.verifier}\n"
     if not public.exists() or public.read_text() != line:
         public.write_text(line)
@@ -81,11 +81,90 @@ def read_verifiers(path: Path) -> list[VerifierKey]:
 def read_keyring(
     origin: str, signing_key: Path, also_sign: Path | None, known_keys: Path | None
 ) -> Keyring:
-    """Read all keys of a log; the signing key is made if it is missing."""
+    """Read all keys of a log, those beside the signing key too; it is made if it is missing."""
     signers = [ensure_signer(signing_key, origin)]
-    if also_sign is not None:
-        signers.append(read_signer(also_sign, origin))
+    before = _named_or_beside(also_sign, _previous(signing_key))
+    signers.extend([read_signer(path, origin) for path in before])
     verifiers = [signer.verifier for signer in signers]
-    if known_keys is not None:
-        verifiers.extend(read_verifiers(known_keys))
+    for path in _named_or_beside(known_keys, _earlier(signing_key)):
+        verifiers.extend(read_verifiers(path))
     return Keyring(tuple(signers), tuple(verifiers))
+
+
+def rotate(signing_key: Path) -> tuple[VerifierKey, VerifierKey]:
+    """Put a new signing key in place; return the public halves of the old one and of the new one.
+
+    From its next start on the service signs with both, until `end_rotation`. A crash in between
+    leaves what a start makes whole.
+
+    Raises:
+        CheckpointError: there is no such key with a public half that fits.
+        OSError: a file can't be read or written.
+    """
+    (told,) = read_verifiers(_public(signing_key))[:1] or (None,)
+    if told is None:
+        raise CheckpointError(f"{_public(signing_key)} holds no key")
+    old = read_signer(signing_key, told.name).verifier
+    if str(old) != str(told):
+        raise CheckpointError(f"{_public(signing_key)} is not the public half of {signing_key}")
+    earlier = _earlier(signing_key)
+    lines = earlier.read_text() if earlier.exists() else ""
+    if str(old) not in lines.splitlines():
+        _replace(earlier, f"{lines}{old}\n".encode())
+    signing_key.replace(_previous(signing_key))
+    new = ensure_signer(signing_key, told.name).verifier
+    _sync(signing_key.parent)
+    return old, new
+
+
+def end_rotation(signing_key: Path) -> bool:
+    """Delete the key before; return whether there was one. Its signatures go on to count."""
+    previous = _previous(signing_key)
+    there = previous.exists()
+    previous.unlink(missing_ok=True)
+    _sync(signing_key.parent)
+    return there
+
+
+def _named_or_beside(named: Path | None, beside: Path) -> list[Path]:
+    """Return the file that the settings name, if they do, and the one beside, if it is there."""
+    return [*([named] if named else []), *([beside] if beside.exists() and beside != named else [])]
+
+
+def _public(signing_key: Path) -> Path:
+    return signing_key.with_name(signing_key.name + ".vkey")
+
+
+def _previous(signing_key: Path) -> Path:
+    return signing_key.with_name(signing_key.name + ".previous")
+
+
+def _earlier(signing_key: Path) -> Path:
+    return signing_key.with_name(signing_key.name + ".earlier.vkey")
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a new file for this user's eyes only, durably."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(file, data)
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    part.unlink(missing_ok=True)
+    _write(part, data)
+    part.replace(path)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -487,20 +487,3 @@ async def test_a_clock_that_jumps_back(tmp_path):
         auditor = await calls.by("auditor")
         found = (await auditor.Query(audit_pb2.QueryRequest())).records
         assert [f.record.record_time_unix_us for f in found] == [9_000_000] * 4
-
-
-async def test_key_rotation(tmp_path):
-    """Checkpoints of the old key, of both, and of the new one all verify with the known keys."""
-    old, new = tmp_path / "keys" / "audit.pem", tmp_path / "keys" / "new.pem"
-    async with service(tmp_path) as calls:
-        await calls.append(entry("d1"))
-    async with service(tmp_path, signing_key=new, also_sign=old) as calls:
-        await calls.append(entry("d2"))
-    known = tmp_path / "known"
-    known.write_text((tmp_path / "keys" / "audit.pem.vkey").read_text())
-    async with service(tmp_path, signing_key=new, known_keys=known) as calls:
-        await calls.append(entry("d3"))
-    both = [*vkeys(tmp_path), VerifierKey.parse((tmp_path / "keys" / "new.pem.vkey").read_text())]
-    log = tmp_path / "audit" / "log"
-    assert verify_directory(log, both).ok
-    assert not verify_directory(log, both[1:]).ok

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from services.cli.audit import care, offline, parity, proofs, questions, replay
+from services.cli.audit import care, offline, parity, proofs, questions, replay, rotation
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,6 +44,7 @@ _PANELS = {
         ("export", questions.export),
         ("backup", care.backup),
         ("restore", care.restore),
+        ("rotate-key", rotation.rotate_key),
         ("retention", care.retention),
         ("erase", care.erase),
     ),

@@ -30,8 +30,9 @@ def default_keys() -> list[Path]:
         named = read(home() / "run").audit_keys
     except MeshNotRunningError:
         named = ""
-    known = [Path(named)] if named else sorted((home() / "keys" / "audit").glob("*.vkey"))
-    return [path for path in known if path.exists()]
+    # Beside the key that signs now lie the public halves of those before it.
+    folder = Path(named).parent if named else home() / "keys" / "audit"
+    return sorted(folder.glob("*.vkey"))
 
 
 def load_keys(files: list[Path] | None) -> list[VerifierKey]:
