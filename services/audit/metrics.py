@@ -15,7 +15,7 @@ REPEATED = Counter(
 )
 BATCH = Histogram(
     "twinpath_audit_batch_records",
-    "Records in one batch, which is one sync.",
+    "Records in one batch: one sync, and one before it for payloads if it has any.",
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 1024),
 )
 SYNC_SECONDS = Histogram(
@@ -27,7 +27,10 @@ SIZE = Gauge("twinpath_audit_log_records", "Records in the log.")
 SIGNED = Gauge("twinpath_audit_signed_records", "Records that the newest checkpoint covers.")
 ABANDONED = Counter("twinpath_audit_abandoned_total", "INTENTs that the reconciler closed.")
 WAITING = Gauge("twinpath_audit_waiting_bytes", "Bytes that wait for the disk.")
-UNINDEXED = Gauge("twinpath_audit_unindexed_records", "Records that the index doesn't hold yet.")
+UNINDEXED = Gauge(
+    "twinpath_audit_unindexed_records",
+    "Durable records that the index doesn't hold yet; questions wait for them.",
+)
 
 
 @cache
