@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from services.cli.audit import care, offline, parity, proofs, questions, replay, rotation
+from services.cli.audit import care, offline, parity, proofs, questions, replay, rotation, tiles
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,6 +39,7 @@ _PANELS = {
         ("grew", proofs.grew),
         ("verify", offline.verify),
         ("checkpoint", proofs.checkpoint),
+        ("tiles", tiles.tiles),
     ),
     "Hand over, keep, forget": (
         ("export", questions.export),
