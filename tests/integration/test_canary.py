@@ -45,7 +45,7 @@ from twinpath.router.v1 import jobs_pb2, jobs_pb2_grpc, router_pb2, router_pb2_g
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 MARK = b"CANARY"
-PER_ROAD = 24
+PER_ROAD = 32
 RESTRICTED, INTERNAL = context_pb2.DATA_CLASS_RESTRICTED, context_pb2.DATA_CLASS_INTERNAL
 LOCAL, REMOTE = context_pb2.PATH_LOCAL, context_pb2.PATH_REMOTE
 Kind = decision_pb2.AttemptKind
@@ -85,6 +85,20 @@ models:
     outputs: [{{name: text_output, datatype: BYTES, shape: [-1]}}]
     price: {{usd_per_million_input_tokens: 10, usd_per_million_output_tokens: 20, bulk_share: 0.5}}
 """
+NO_CEILING = """
+import runpy
+from services.remote.catalog import Provider
+from twinpath.common.v1 import context_pb2
+Provider.ceiling = property(lambda _: context_pb2.DATA_CLASS_RESTRICTED)
+runpy.run_module("services.remote", run_name="__main__")
+"""
+RELEASE = """
+release:
+  id: half
+  arms:
+    trial: {weight: 1, candidates: [there, here]}
+    control: {weight: 1, candidates: [here, there]}
+"""
 NO_POLICY = """
 rules:
   - {id: all_may, message: Everything may go everywhere., require: "true"}
@@ -104,6 +118,7 @@ def write_catalog(folder: Path, *, policy: bool) -> None:
     for name, more in (
         ("whole", "cache: {ttl_s: 60, restricted: true}"),
         ("chunks", "streaming: true"),
+        ("released", RELEASE),
     ):
         text = TASK.format(
             name=name, template=template, filters=FILTERS if policy else "{}", more=more
@@ -332,6 +347,13 @@ async def replay(world: World) -> None:
             world.kinds.update(attempt.kind for attempt in found.attempts)
 
 
+async def arm(world: World) -> None:
+    """A release prefers the vendor for half of the entities; the model here fails for the others."""
+    await world.infer(world.requests(PER_ROAD // 2, "released"))
+    world.local.faults["note"] = UnavailableError("AWAY", "away")
+    await world.infer(world.requests(PER_ROAD // 2, "released"))
+
+
 async def bulk(world: World) -> None:
     """Many in one job, at the vendor's batch price."""
     request = jobs_pb2.SubmitJobRequest(task="whole")
@@ -353,7 +375,9 @@ async def bulk(world: World) -> None:
 
 
 Road = Callable[[World], Awaitable[None]]
-ROADS: tuple[Road, ...] = (straight, fallback, hedge, retry, batch, stream, cache, replay, bulk)
+ROADS: tuple[Road, ...] = (
+    straight, fallback, hedge, retry, batch, stream, cache, replay, arm, bulk,
+)  # fmt: skip
 
 
 async def walk(world: World, data_class: int) -> dict[str, list[bytes]]:
@@ -374,10 +398,13 @@ async def walk(world: World, data_class: int) -> dict[str, list[bytes]]:
 
 
 @contextlib.asynccontextmanager
-async def mesh(home: Path, *, policy: bool, **standin: str) -> AsyncIterator[World]:
+async def mesh(
+    home: Path, *, policy: bool, ceiling: bool = True, **standin: str
+) -> AsyncIterator[World]:
     """Router, remote, audit, state store and stand-in as processes, and a fake local path.
 
-    `standin` are further variables of the stand-in vendor.
+    Without a `ceiling` the remote service lets restricted data through, which no setting can make
+    it do. `standin` are further variables of the stand-in vendor.
     """
     write_catalog(home / "catalog", policy=policy)
     layout = Layout(home=home, runtime=home, catalog=home / "catalog")
@@ -414,7 +441,11 @@ async def mesh(home: Path, *, policy: bool, **standin: str) -> AsyncIterator[Wor
             ManagedProcess(
                 ProcessSpec(
                     name=name,
-                    argv=(sys.executable, "-m", f"services.{name}"),
+                    argv=(
+                        (sys.executable, "-c", NO_CEILING)
+                        if name == "remote" and not ceiling
+                        else (sys.executable, "-m", f"services.{name}")
+                    ),
                     log_path=layout.log(name),
                     env={**kept, **variables[name]},
                     cwd=ROOT,
@@ -495,8 +526,9 @@ async def test_no_marked_value_reaches_the_vendor_by_any_road(tmp_path: Path) ->
         received = await walk(world, INTERNAL)
         roads = set(world.kinds)
         answers = dict(world.answers)
+        before = world.next_number
         restricted = await walk(world, RESTRICTED)
-    assert 3 * world.next_number >= 1_000
+    assert 3 * (world.next_number - before) >= 1_000
     for road, bodies in received.items():
         assert bodies, (road, world.reasons)  # it was taken
         assert sum(body.count(MARK) for body in bodies) == 0, road
@@ -511,14 +543,16 @@ async def test_no_marked_value_reaches_the_vendor_by_any_road(tmp_path: Path) ->
     assert refused > len(ROADS) * PER_ROAD // 2
 
 
-async def test_with_the_policy_off_the_vendor_sees_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("data_class", ["CONFIDENTIAL", "RESTRICTED"])
+async def test_with_the_policy_off_the_vendor_sees_them(tmp_path: Path, data_class: str) -> None:
     """The control: on every road, and of each kind, the same search finds what is there.
 
-    As confidential data: without a policy in the router, the remote service alone would still stop
-    what is called restricted (tests/contract/test_providers_canary.py).
+    Without a policy in the router, the remote service alone still stops what is called restricted
+    (tests/contract/test_providers_canary.py): for that class it is switched off there, too.
     """
-    async with mesh(tmp_path, policy=False) as world:
-        received = await walk(world, context_pb2.DATA_CLASS_CONFIDENTIAL)
+    number = context_pb2.DataClass.Value(f"DATA_CLASS_{data_class}")
+    async with mesh(tmp_path, policy=False, ceiling=number != RESTRICTED) as world:
+        received = await walk(world, number)
     for road, bodies in received.items():
         for mark in (b"CANARY-", b"CANARYKEY-", b"CANARYFIELD-"):
             assert sum(body.count(mark) for body in bodies) > 0, road
