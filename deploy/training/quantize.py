@@ -1,6 +1,6 @@
 """INT8 copies of trained models: `python -m deploy.training.quantize MODEL`.
 
-Makes a dynamic and a static copy (calibrated with the training features), measures both beside the
+Makes a dynamic and a static copy (calibrated with the training data), measures both beside the
 original on the held-out rows (size, latency, agreement, the task's metrics), says whether the
 better one pays, and if it does writes it as `<model>_int8` with its lineage in its card. Prints a
 report as JSON.
@@ -28,26 +28,28 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime import quantization
 
+from deploy.training import embedding
 from deploy.training.export import INPUT
 from deploy.training.lowering import lower
-from deploy.training.models import CANDIDATES, Candidate, Split, measure, split
+from deploy.training.models import CANDIDATES, split
 from deploy.training.offline import MissingDataError, offline_store, training_frame
 from deploy.training.repository import MODEL_FILE, read_key, write_model
+from deploy.training.subjects import OnnxModel, Subject, tabular, texts
 from services.local.manifest import CARD
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 64
-MAIN = {"classifier": "roc_auc", "regressor": "rmse"}  # the metric that must not suffer
-LOSS = 0.01  # relative loss of it that is borne
+LOSS = 0.01  # relative loss of the main metric that is borne
 GAIN = 0.05  # relative change of size or latency from which it counts
 
 # What a parent's card says of its own file: how far its ONNX is from what was fitted.
 _PARENTS_OWN = ("artifact", "onnx_difference")
 KINDS = ("MatMul", "Gemm", "Conv")  # operators that INT8 can make cheaper
+# The type of what ONNX's own inference of types stops at: the word counts of ONNX-ML's TF-IDF.
+_OPTIONS = {"DefaultTensorType": onnx.TensorProto.FLOAT}
 
 Method = Literal["dynamic", "static"]
 
@@ -64,8 +66,7 @@ class Measured:
         bytes: Size of the artifact.
         one_us: Median time of one row, in microseconds, on one thread of this machine.
         batch_us: Median time of 64 rows.
-        agreement: Share of the held-out rows on which it says the same as the original: the same
-            label, or a value within 1 % of it.
+        agreement: Share of the held-out rows on which it says the same as the original.
         metrics: The task's metrics on the held-out rows.
     """
 
@@ -76,49 +77,24 @@ class Measured:
     metrics: dict[str, float]
 
 
-class OnnxModel:
-    """An artifact with scikit-learn's methods, on one thread."""
-
-    def __init__(self, artifact: bytes) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            artifact, options, providers=["CPUExecutionProvider"]
-        )
-        self._names = [output.name for output in self._session.get_outputs()]
-
-    def run(self, features: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Return the outputs by name."""
-        given = {INPUT: features.astype(np.float32)}
-        return dict(zip(self._names, self._session.run(self._names, given), strict=True))
-
-    def predict(self, features: NDArray[Any]) -> NDArray[Any]:
-        """Return labels, or values."""
-        found = self.run(features)
-        return found["label" if "label" in found else self._names[0]].reshape(-1)
-
-    def predict_proba(self, features: NDArray[Any]) -> NDArray[Any]:
-        """Return both classes' probabilities."""
-        of_one = self.run(features)["probability"]
-        return np.hstack([1 - of_one, of_one])
-
-
 class _Rows(quantization.CalibrationDataReader):  # type: ignore[misc]
-    """The training features, in batches."""
+    """The training rows, in batches."""
 
-    def __init__(self, features: NDArray[np.float32]) -> None:
-        self._batches: Iterator[NDArray[np.float32]] = iter(
-            np.array_split(features, max(1, len(features) // BATCH))
+    def __init__(self, name: str, rows: NDArray[Any]) -> None:
+        self._name = name
+        self._batches: Iterator[NDArray[Any]] = iter(
+            np.array_split(rows, max(1, len(rows) // BATCH))
         )
 
-    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
         """Return the next batch, None at the end."""
         batch = next(self._batches, None)
-        return None if batch is None else {INPUT: batch}
+        return None if batch is None else {self._name: batch}
 
 
-def quantize(artifact: bytes, method: Method, calibration: NDArray[np.float32]) -> bytes:
+def quantize(
+    artifact: bytes, method: Method, calibration: NDArray[Any], name: str = INPUT
+) -> bytes:
     """Return an INT8 copy.
 
     Raises:
@@ -131,61 +107,58 @@ def quantize(artifact: bytes, method: Method, calibration: NDArray[np.float32]) 
         source, target = Path(scratch) / "source.onnx", Path(scratch) / "target.onnx"
         source.write_bytes(lowered)
         if method == "dynamic":
-            quantization.quantize_dynamic(source, target, op_types_to_quantize=list(KINDS))
+            quantization.quantize_dynamic(
+                source, target, op_types_to_quantize=list(KINDS), extra_options=_OPTIONS
+            )
         else:
             quantization.quantize_static(
-                source, target, _Rows(calibration), op_types_to_quantize=list(KINDS)
+                source,
+                target,
+                _Rows(name, calibration),
+                op_types_to_quantize=list(KINDS),
+                extra_options=_OPTIONS,
             )
         return target.read_bytes()
 
 
-def examine(
-    candidate: Candidate, artifacts: Sequence[bytes], rows: Split, times: int = 300
-) -> list[Measured]:
+def examine(subject: Subject, artifacts: Sequence[bytes], times: int = 300) -> list[Measured]:
     """Measure variants of a model on the held-out rows; the first one is the original.
 
     The variants take turns in the measurement of time: what else the machine does hits them alike.
     """
     models = [OnnxModel(artifact) for artifact in artifacts]
-    meant = models[0].predict(rows.held_out)
-    one = _medians_us(models, rows.held_out[:1], times)
-    batch = _medians_us(models, np.resize(rows.held_out, (BATCH, rows.held_out.shape[1])), times)
-    found = []
-    for index, model in enumerate(models):
-        said = model.predict(rows.held_out)
-        labels = candidate.kind == "classifier"
-        same = said == meant if labels else np.isclose(said, meant, rtol=0.01)
-        found.append(
-            Measured(
-                bytes=len(artifacts[index]),
-                one_us=one[index],
-                batch_us=batch[index],
-                agreement=round(float(np.mean(same)), 4),
-                metrics=measure(candidate, model, rows.held_out, rows.label_held_out),
-            )
+    rows = subject.held_out
+    meant = models[0].run(rows)
+    one = _medians_us(models, rows[:1], times)
+    batch = _medians_us(models, np.resize(rows, (BATCH, rows.shape[1])), times)
+    return [
+        Measured(
+            bytes=len(artifacts[index]),
+            one_us=one[index],
+            batch_us=batch[index],
+            agreement=round(float(np.mean(subject.same(meant, model.run(rows)))), 4),
+            metrics=subject.metrics(model),
         )
-    return found
+        for index, model in enumerate(models)
+    ]
 
 
-def _medians_us(
-    models: Sequence[OnnxModel], features: NDArray[np.float32], times: int
-) -> list[float]:
+def _medians_us(models: Sequence[OnnxModel], rows: NDArray[Any], times: int) -> list[float]:
     took: list[list[int]] = [[] for _ in models]
     for _ in range(times):
         for model, each in zip(models, took, strict=True):
             started = time.perf_counter_ns()
-            model.run(features)
+            model.run(rows)
             each.append(time.perf_counter_ns() - started)
     return [round(statistics.median(each) / 1000, 1) for each in took]
 
 
-def verdict(candidate: Candidate, original: Measured, copy: Measured) -> str:
+def verdict(subject: Subject, original: Measured, copy: Measured) -> str:
     """Return why a copy does not pay; empty: it is better in something and worse in nothing."""
-    name = MAIN[candidate.kind]
-    before, after = original.metrics[name], copy.metrics[name]
-    worse = before - after if candidate.kind == "classifier" else after - before
+    before, after = original.metrics[subject.main], copy.metrics[subject.main]
+    worse = before - after if subject.rises else after - before
     if worse > LOSS * abs(before):
-        return f"{name} goes from {before:g} to {after:g}"
+        return f"{subject.main} goes from {before:g} to {after:g}"
     changes = {
         "larger": copy.bytes / original.bytes - 1,
         "slower at one row": copy.one_us / original.one_us - 1,
@@ -225,6 +198,28 @@ def make_card(
     }
 
 
+def _newest(model: Path) -> str:
+    """Return a model's newest version.
+
+    Raises:
+        ValueError: There is none.
+    """
+    versions = [path.name for path in model.glob("*") if path.name.isdigit()]
+    if not versions:
+        raise ValueError(f"{model} holds no version")
+    return max(versions, key=int)
+
+
+def _subject(model: str, repo: Path) -> Subject:
+    """Return what a model is measured with."""
+    if model == embedding.NAME:
+        return texts()
+    (candidate,) = [c for c in CANDIDATES if c.name == model]
+    with offline_store(repo) as store:
+        frame = training_frame(store, candidate.task, repo / "data")
+    return tabular(candidate, split(candidate, frame))
+
+
 def run(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
     """Do what the arguments say; returns the report and the exit code.
 
@@ -232,20 +227,18 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
         MissingDataError: no data.
         NothingToQuantizeError: nothing in it could be quantized.
     """
-    (candidate,) = [c for c in CANDIDATES if c.name == args.model]
-    folder = args.models / candidate.name / str(candidate.version)
+    folder = args.models / args.model / (args.version or _newest(args.models / args.model))
     original = (folder / MODEL_FILE).read_bytes()
-    with offline_store(args.repo) as store:
-        rows = split(candidate, training_frame(store, candidate.task, args.repo / "data"))
+    subject = _subject(args.model, args.repo)
     methods: list[Method] = ["dynamic", "static"] if args.method == "both" else [args.method]
-    copies = {method: quantize(original, method, rows.train) for method in methods}
-    first, *others = examine(candidate, [original, *copies.values()], rows)
+    copies = {m: quantize(original, m, subject.train, subject.input) for m in methods}
+    first, *others = examine(subject, [original, *copies.values()])
     found = dict(zip(methods, others, strict=True))
-    why = {method: verdict(candidate, first, measured) for method, measured in found.items()}
+    why = {method: verdict(subject, first, measured) for method, measured in found.items()}
     best = min(found, key=lambda method: (bool(why[method]), found[method].batch_us))
     report: dict[str, Any] = {
-        "model": candidate.name,
-        "version": str(candidate.version),
+        "model": args.model,
+        "version": folder.name,
         "original": asdict(first),
         "copies": {m: {**asdict(found[m]), "does_not_pay": why[m]} for m in found},
         "best": best,
@@ -255,7 +248,7 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
     if args.dry_run or (why[best] and not args.anyway):
         return report, 0 if args.dry_run else 1
     parent = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    card = make_card(parent, best, found[best], len(rows.train))
+    card = make_card(parent, best, found[best], len(subject.train))
     key = None if args.key is None else read_key(args.key)
     report["written"] = str(write_model(args.models, card, copies[best], key=key))
     return report, 0
@@ -263,9 +256,10 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line."""
-    names = [c.name for c in CANDIDATES if c.path == "local"]
+    names = [*(c.name for c in CANDIDATES if c.path == "local"), embedding.NAME]
     parser = argparse.ArgumentParser(prog="quantize", description=__doc__)
     parser.add_argument("model", choices=names)
+    parser.add_argument("--version", default="", help="of the model; the newest, if not given")
     parser.add_argument("--method", choices=("both", "dynamic", "static"), default="both")
     parser.add_argument("--dry-run", action="store_true", help="measure, write nothing")
     parser.add_argument("--anyway", action="store_true", help="write it even if it does not pay")

@@ -17,9 +17,9 @@ from services.local.manifest import CARD, CONFIG, SEAL, write_card
 
 MAX_BATCH = 64
 MODEL_FILE = "model.onnx"
-# Interactive, normal, batch. A request brings the time that it has left, which may only shorten the
-# queue's own; what is late is refused before it costs anything. How batches are put together follows
-# from the tasks' `budget_ms` (services/local/batching.py).
+# Interactive, normal, batch. A request brings the time that it has left, which may only shorten
+# the queue's own; what is late is refused before it costs anything. How batches are put together
+# follows from the tasks' `budget_ms` (services/local/batching.py).
 QUEUE = """dynamic_batching {
   priority_levels: 3
   default_priority_level: 2

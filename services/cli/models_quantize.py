@@ -23,6 +23,7 @@ _REFUSED = 1
 
 def quantize(
     model: Annotated[str, typer.Argument(help="A local model that the training wrote.")],
+    version: Annotated[str, typer.Option(help="Its version; the newest, if not given.")] = "",
     method: Annotated[
         str, typer.Option(metavar="dynamic|static|both", help="How; static is calibrated.")
     ] = "both",
@@ -39,12 +40,12 @@ def quantize(
 
     Size, latency, agreement and the task's metrics stand beside the original's. What pays is
     written as MODEL_int8, signed, with its lineage in its card, and becomes a candidate of its
-    parent's tasks, right after it. Exits with 1 when it does not pay.
+    parent's tasks, right after it, where it has any. Exits with 1 when it does not pay.
     """
     from services.cli.launcher.layout import ROOT, laptop  # noqa: PLC0415 - not for `--help`
 
     layout = laptop(home(), os.environ)
-    arguments = ["--method", method, "--models", str(layout.trained)]
+    arguments = ["--version", version, "--method", method, "--models", str(layout.trained)]
     arguments += ["--repo", str(layout.feature_repo)]
     arguments += ["--dry-run"] * dry_run + ["--anyway"] * anyway
     key = layout.artifact_keys / "artifacts.key"
@@ -73,13 +74,19 @@ def quantize(
 
 def _enlist(catalog: Path, report: dict[str, Any]) -> list[str]:
     """Make what was written a candidate; returns of which tasks."""
-    from services.cli.models_register import RegisterError, register  # noqa: PLC0415
+    from services.cli.models_register import (  # noqa: PLC0415
+        NoTaskError,
+        RegisterError,
+        register,
+    )
 
     if not report["written"]:
         return []
     note = f"INT8 ({report['best']}) of {report['model']} version {report['version']}"
     try:
         return register(catalog, report["model"], f"{report['model']}_int8", note)
+    except NoTaskError:
+        return []  # nobody asks the parent either: it is there to be loaded
     except RegisterError as error:
         console.show_problem("written, but not a candidate", str(error))
         raise SystemExit(_REFUSED) from None

@@ -15,6 +15,10 @@ class RegisterError(Exception):
     """The catalog could not be changed; the text says why. Nothing was written."""
 
 
+class NoTaskError(RegisterError):
+    """No task has the parent as a local candidate, so there is nothing to add to."""
+
+
 def register(catalog: Path, parent: str, name: str, note: str) -> list[str]:
     """Add `name` to each task that `parent` is a local candidate of, right after it.
 
@@ -31,7 +35,8 @@ def register(catalog: Path, parent: str, name: str, note: str) -> list[str]:
         The tasks that it is a candidate of now.
 
     Raises:
-        RegisterError: No task names the parent, or a file can't be read or written.
+        NoTaskError: No task names the parent.
+        RegisterError: A file can't be read or written.
     """
     yaml = YAML(typ="rt")
     yaml.preserve_quotes = True
@@ -50,7 +55,7 @@ def register(catalog: Path, parent: str, name: str, note: str) -> list[str]:
         except (OSError, YAMLError, KeyError, TypeError) as error:
             raise RegisterError(f"{path}: {error}") from error
     if not tasks:
-        raise RegisterError(f"no task of {catalog} has {parent} as a local candidate")
+        raise NoTaskError(f"no task of {catalog} has {parent} as a local candidate")
     return tasks
 
 

@@ -108,10 +108,6 @@ class Price:
         """Return the energy of so many seconds of one slot: an estimate, from a stated power."""
         return self.watts / self.slots * busy_s
 
-    def energy(self, usage: Usage, rows: int) -> float:
-        """Return the energy of a request in joules: an estimate, as `joules` is."""
-        return self.joules(usage.busy_ns_per_row * rows / 1e9)
-
     def nanos(self, usage: Usage, rows: int) -> int:
         """Return the cost of a request in billionths of a USD, at least 1 where there is a price.
 

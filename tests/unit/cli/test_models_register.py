@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.models_register import RegisterError, register
+from services.cli.models_register import NoTaskError, register
 from services.router.catalog import load_catalog
 from tests.support import ROOT
 
@@ -47,5 +47,5 @@ def test_twice_is_once(catalog: Path) -> None:
 def test_a_model_that_no_task_names_is_refused(catalog: Path) -> None:
     """A vendor's model is no parent either."""
     for parent in ("nobody", "diabetes_large"):
-        with pytest.raises(RegisterError, match="no task"):
+        with pytest.raises(NoTaskError, match="no task"):
             register(catalog, parent, "x", "x")

@@ -6,7 +6,9 @@ import argparse
 import hashlib
 import itertools
 import json
+import shutil
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,20 @@ import onnx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
 
 from deploy.training import quantize as module
+from deploy.training.embedding import METRIC, NAME, write_embedding
 from deploy.training.export import export
 from deploy.training.lowering import lower
-from deploy.training.models import fit
-from deploy.training.quantize import Measured, NothingToQuantizeError, OnnxModel, quantize, verdict
+from deploy.training.models import Split, fit
+from deploy.training.quantize import Measured, NothingToQuantizeError, quantize, verdict
 from deploy.training.repository import write_model
+from deploy.training.subjects import OnnxModel, tabular
+from services.cli.models import app
 from services.cli.models_quantize import conclusion, table
 from services.local.artifacts import Artifacts
-from tests.support import private_pem
+from tests.support import ROOT, private_pem
 from tests.unit.training.test_export import BY_NAME, card_for, frame_for
 
 GENERATOR = np.random.default_rng(3)
@@ -84,6 +90,8 @@ def test_trees_have_nothing_to_quantize() -> None:
         quantize(export(candidate, fitted.model), "dynamic", fitted.train)
 
 
+NO_ROWS = np.zeros((0, 13), np.float32)
+SUBJECT = tabular(BY_NAME["diabetes_small"], Split(NO_ROWS, NO_ROWS, NO_ROWS, NO_ROWS))
 ORIGINAL = Measured(1000, 10, 100, 1.0, {"rmse": 50.0})
 
 
@@ -100,7 +108,7 @@ ORIGINAL = Measured(1000, 10, 100, 1.0, {"rmse": 50.0})
 )
 def test_what_does_not_pay_is_said(copy: Measured, why: str) -> None:
     """Better in something and worse in nothing: that pays."""
-    found = verdict(BY_NAME["diabetes_small"], ORIGINAL, copy)
+    found = verdict(SUBJECT, ORIGINAL, copy)
     assert (why in found) if why else not found
 
 
@@ -129,6 +137,7 @@ def test_a_copy_is_written_signed_with_its_lineage(
     monkeypatch.setattr(module, "training_frame", lambda *_: frame)
     args = argparse.Namespace(
         model="diabetes_small",
+        version="",
         method="both",
         dry_run=False,
         anyway=False,
@@ -151,3 +160,29 @@ def test_a_copy_is_written_signed_with_its_lineage(
     assert card["lineage"]["made_from"]["digest"] == digest
     assert "onnx_difference" not in card  # that of the parent's file
     assert "INT8" in card["summary"]
+
+
+def test_the_embedding_is_quantized_by_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process of its own; any version, measured by its own metric, registered with nobody."""
+    write_embedding(tmp_path / "models", datetime(2026, 1, 1, tzinfo=UTC), None)
+    (tmp_path / "models" / NAME / "1").rename(tmp_path / "models" / NAME / "4")
+    catalog = shutil.copytree(ROOT / "deploy" / "catalog", tmp_path / "catalog")
+    monkeypatch.setenv("TWINPATH_HOME", str(tmp_path))
+    monkeypatch.setenv("TWINPATH_CATALOG", str(catalog))
+    monkeypatch.delenv("TWINPATH_ARTIFACT_KEY", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    arguments = ["quantize", NAME, "--version", "4", "--method", "dynamic"]
+    done = CliRunner().invoke(app, [*arguments, "--anyway", "--json"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert (report["version"], report["candidate_of"]) == ("4", [])
+    copy = report["copies"]["dynamic"]
+    assert copy["bytes"] < report["original"]["bytes"]
+    assert copy["agreement"] > 0.9
+    assert METRIC in copy["metrics"]
+    assert not Artifacts(tmp_path / "models").look(f"{NAME}_int8", "4").fault
+    done = CliRunner().invoke(app, ["quantize", NAME, "--version", "7", "--dry-run"])
+    assert done.exit_code == 3
+    assert "No such file" in done.output
