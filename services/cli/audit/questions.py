@@ -112,16 +112,23 @@ def fallbacks(
 def overrides(
     since: opt.Since = "", until: opt.Until = "", limit: opt.Limit = 100, as_json: opt.Json = False
 ) -> None:
-    """What did people do by hand? Overrides, erasures, exports and removals of payloads."""
+    """What did people do by hand? Overrides, erasures, exports and removals of payloads.
+
+    What the services do by themselves, such as the nightly retention, `query --kind override`
+    shows too. Who loads which model stands in the local service's own log.
+    """
     wanted = _filter(since, until)
     wanted.kinds.extend([record_pb2.RECORD_KIND_OVERRIDE, record_pb2.RECORD_KIND_ERASURE])
     records, _ = _query(wanted, limit)
     if as_json:
         show.lines(records)
         return
-    for stored in records:
+    by_hand = [one for one in records if not one.record.event.actor.startswith("service:")]
+    for stored in by_hand:
         console.out.print(show.detail(stored))
         console.out.print()
+    if not by_hand:
+        console.out.print("nobody did anything by hand", style="dim")
 
 
 def refusals(
