@@ -26,7 +26,7 @@ class LocalSettings(ServiceSettings):
         default="",
         validation_alias="TWINPATH_TRITON_HTTP",
         description="host:port of Triton's HTTP, for each replica in the same order: small "
-        "requests of quick models go there, for a tenth of the CPU; unset: all go by gRPC",
+        "requests of quick models go there, for less than half of the CPU; unset: all go by gRPC",
     )
     models: Path | None = Field(
         default=None,

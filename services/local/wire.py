@@ -1,8 +1,9 @@
 """A small HTTP/1.1 client: POST, kept connections, answers with a Content-Length.
 
-gRPC's asyncio client takes 0.3 ms of CPU a call and hands it through two threads; this one a tenth
-of that. It can do what Triton's HTTP door needs and nothing else: one request at a time on each
-connection, no redirects, no encodings, no chunks.
+gRPC's asyncio client hands each call through two threads. With this one a call of Triton takes a
+third of the CPU where one is under way, and half where eight are. It can do what Triton's HTTP door
+needs and nothing else: one request at a time on each connection, no redirects, no encodings, no
+chunks.
 """
 
 from __future__ import annotations
