@@ -59,8 +59,25 @@ async def test_the_vendor_gets_the_same_body_in_a_replay(mesh: MeshUnderTest) ->
         first = await router.Infer(request(only_path=REMOTE))
     found = await replay(mesh, first.decision_id)
     assert found.attempts[-1].wire_digest == first.attempts[-1].wire_digest
+    plain = first.attempts[-1].wire_digest
     entries = (await mesh.standin("/admin/log?limit=2"))["entries"]
-    assert {e["body_sha256"] for e in entries} == {first.attempts[-1].wire_digest.hex()}
+    assert {e["body_sha256"] for e in entries} == {plain.hex()}
+
+
+async def test_the_log_has_the_plain_digest_of_a_body_in_the_payload_alone(
+    mesh: MeshUnderTest,
+) -> None:
+    """Who may see payloads can compare with the vendor's log; the record has a keyed digest."""
+    async with mesh.router() as router:
+        first = await router.Infer(request(only_path=REMOTE))
+    async with mesh.stub("audit", "payload_reader") as audit:
+        get = audit_pb2.GetRequest(decision_id=first.decision_id, include_payload=True)
+        intent, outcome = (await audit.Get(get)).records
+    plain = first.attempts[-1].wire_digest
+    assert len(plain) == len(outcome.record.attempts[-1].wire_digest) == 32
+    assert plain in outcome.payload.reply
+    for stored in (intent, outcome):
+        assert plain not in stored.record.SerializeToString()
 
 
 async def test_the_other_path_gets_the_same_input(mesh: MeshUnderTest) -> None:
