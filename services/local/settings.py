@@ -47,7 +47,8 @@ class LocalSettings(ServiceSettings):
     control: Literal["none", "explicit"] = Field(
         default="none",
         description="explicit: this service loads, warms up and unloads the models; Triton runs "
-        "with --model-control-mode explicit",
+        "with --model-control-mode explicit. One such service owns a Triton: a second one would "
+        "undo its loads",
     )
     control_file: Path | None = Field(
         default=None,

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
+from deploy.training import lowering
 from deploy.training import quantize as module
 from deploy.training.embedding import METRIC, NAME, write_embedding
 from deploy.training.export import export
@@ -69,6 +70,23 @@ def test_a_lowered_model_says_the_same(name: str) -> None:
     before, after = OnnxModel(original), OnnxModel(lowered)
     for output, values in before.run(fitted.held_out).items():
         assert np.allclose(after.run(fitted.held_out)[output], values, rtol=1e-4, atol=1e-5)
+
+
+def test_the_command_lowers_and_compares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What has nothing to replace, or would say something else, is not written."""
+    candidate = BY_NAME["tumour_small"]
+    source, target = tmp_path / "model.onnx", tmp_path / "lowered.onnx"
+    source.write_bytes(export(candidate, fit(candidate, frame_for(candidate)).model))
+    monkeypatch.setattr(lowering, "difference", lambda *_: 1.0)
+    assert lowering.main([str(source), str(target)]) == 1
+    monkeypatch.undo()
+    assert not target.exists()
+    assert lowering.main([str(source), str(target)]) == 0
+    assert {node.domain for node in onnx.load(target).graph.node} == {""}
+    assert lowering.main([str(target), str(tmp_path / "again.onnx")]) == 1
+    assert "nothing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", ["dynamic", "static"])
