@@ -15,7 +15,7 @@ import pytest
 
 from services.chassis.errors import from_status
 from services.cli.embedded.process import ManagedProcess
-from tests.integration.test_canary import RESTRICTED, World, marked, mesh
+from tests.integration.canary_mesh import RESTRICTED, World, marked, mesh
 from tests.support import ROOT, client
 from twinpath.audit.v1 import audit_pb2, audit_pb2_grpc, record_pb2
 from twinpath.common.v1 import decision_pb2
