@@ -270,7 +270,9 @@ class Public:
     ) -> tuple[bytes, dict[str, str]]:
         if request.content_type not in (oip.JSON_TYPE, oip.BINARY_TYPE):
             raise web.HTTPUnsupportedMediaType(text=f"cannot read {request.content_type}")
-        if request.content_type == oip.BINARY_TYPE and oip.HEADER_LENGTH not in request.headers:
+        # Who names no type writes JSON, as Triton's own client does; aiohttp would call it binary.
+        said = request.headers.get("Content-Type", oip.JSON_TYPE)
+        if said.startswith(oip.BINARY_TYPE) and oip.HEADER_LENGTH not in request.headers:
             raise oip.BadRequestError(f"binary content needs the header {oip.HEADER_LENGTH}")
         asked = oip.parse(body, request.headers.get(oip.HEADER_LENGTH))
         name = request.match_info["model"]
