@@ -3,14 +3,17 @@
     python -m deploy.training.lowering MODEL.onnx LOWERED.onnx
 
 `Scaler`, `LinearRegressor` and `LinearClassifier` become Sub, Mul, MatMul, Add and Sigmoid. The
-result says the same up to FP32 rounding; the command compares both on random rows before it writes.
+result says the same up to FP32 rounding; the command compares both before it writes, on random rows
+about where the features lie: the card beside the model says where.
 
-Exit codes: 0 written; 1 nothing in it was replaced, or the results differ; 2 wrong arguments.
+Exit codes: 0 written; 1 nothing in it was replaced, the results differ, or they can't be compared;
+2 wrong arguments.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
-from deploy.training.export import OPSET
+from deploy.training.export import INPUT, OPSET
+from services.local.manifest import CARD
 
 _ML = "ai.onnx.ml"
 _APART = 1e-3
@@ -102,19 +107,28 @@ def _classifier(graph: onnx.GraphProto, node: NodeProto) -> list[NodeProto]:
 _REPLACE = {"Scaler": _scaler, "LinearRegressor": _regressor, "LinearClassifier": _classifier}
 
 
-def difference(one: bytes, other: bytes, rows: int = 256) -> float:
-    """Return how far two graphs' real outputs are apart on random rows, relative to max(1, |x|)."""
+def rows_like(model: Path, count: int = 256) -> NDArray[np.float32]:
+    """Return random rows of features [count, n], as the card beside a model says they are spread.
+
+    Raises:
+        OSError, ValueError, KeyError: there is no such card.
+    """
+    card = json.loads(model.with_name(CARD).read_bytes())
+    known = [card["reference_statistics"][feature["name"]] for feature in card["features"]]
+    middle = np.array([statistics["mean"] for statistics in known])
+    spread = np.array([statistics["std"] for statistics in known])
+    noise = np.random.default_rng(0).normal(size=(count, len(known)))
+    return (middle + spread * noise).astype(np.float32)
+
+
+def difference(one: bytes, other: bytes, rows: NDArray[np.float32]) -> float:
+    """Return how far two graphs' real outputs are apart, relative to max(1, |x|)."""
     sessions = [
         onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
         for graph in (one, other)
     ]
-    generator = np.random.default_rng(0)
-    given = {
-        tensor.name: generator.normal(size=[rows, *tensor.shape[1:]]).astype(np.float32)
-        for tensor in sessions[0].get_inputs()
-    }
     names = [tensor.name for tensor in sessions[0].get_outputs() if "float" in tensor.type]
-    meant, said = (session.run(names, given) for session in sessions)
+    meant, said = (session.run(names, {INPUT: rows}) for session in sessions)
     return max(
         float(np.max(np.abs(a - b) / np.maximum(1, np.abs(a))))
         for a, b in zip(meant, said, strict=True)
@@ -133,7 +147,11 @@ def main(argv: list[str] | None = None) -> int:
     if before == [node.op_type for node in onnx.load_from_string(lowered).graph.node]:
         sys.stderr.write(f"{args.source}: nothing in it can be replaced\n")
         return 1
-    apart = difference(original, lowered)
+    try:
+        apart = difference(original, lowered, rows_like(args.source))
+    except (OSError, ValueError, KeyError) as error:
+        sys.stderr.write(f"{args.source}: no card says where its features lie: {error}\n")
+        return 1
     if not apart <= _APART:
         sys.stderr.write(f"{args.source}: the lowered graph differs by {apart:g}\n")
         return 1

@@ -77,12 +77,17 @@ def test_the_command_lowers_and_compares(
 ) -> None:
     """What has nothing to replace, or would say something else, is not written."""
     candidate = BY_NAME["tumour_small"]
+    fitted = fit(candidate, frame_for(candidate))
     source, target = tmp_path / "model.onnx", tmp_path / "lowered.onnx"
-    source.write_bytes(export(candidate, fit(candidate, frame_for(candidate)).model))
+    source.write_bytes(export(candidate, fitted.model))
+    assert lowering.main([str(source), str(target)]) == 1  # nothing to compare with
+    (tmp_path / "card.json").write_text(json.dumps(card_for(candidate, fitted)))
     monkeypatch.setattr(lowering, "difference", lambda *_: 1.0)
     assert lowering.main([str(source), str(target)]) == 1
     monkeypatch.undo()
     assert not target.exists()
+    said = OnnxModel(source.read_bytes()).run(lowering.rows_like(source))["probability"]
+    assert said.std() > 0.1  # not all of them at the ends, where everything is the same
     assert lowering.main([str(source), str(target)]) == 0
     assert {node.domain for node in onnx.load(target).graph.node} == {""}
     assert lowering.main([str(target), str(tmp_path / "again.onnx")]) == 1
