@@ -61,6 +61,8 @@ _FORMS: dict[str, tuple[str, str, str]] = {
     "sagemaker": ("", "options: {aws_region: eu-central-1}\n", _ROWS + _BY_CALLS),
     "template": ("", "", _FILLED + _BY_CALLS),
 }
+# A protocol without a form of its own, to be edited; one that there is not is found by the check.
+_ANY = ("", "", _ROWS + _BY_CALLS)
 
 
 def form(
@@ -69,13 +71,11 @@ def form(
     """Return the text of a provider file.
 
     Raises:
-        ValueError: There is no such protocol, or its base URL can't be guessed.
+        ValueError: The name is none, or the base URL can't be guessed.
     """
-    if protocol not in _FORMS:
-        raise ValueError(f"no protocol {protocol!r}; there are: {', '.join(sorted(_FORMS))}")
     if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
         raise ValueError(f"{name!r} is no name: letters, digits, - and _ only")
-    usual, extra, rest = _FORMS[protocol]
+    usual, extra, rest = _FORMS.get(protocol, _ANY)
     if not (base_url or usual):
         raise ValueError(f"{protocol} needs --base-url")
     head = _HEAD.format(

@@ -19,7 +19,7 @@ from prometheus_client import REGISTRY, generate_latest
 
 from services.chassis import errors
 from services.chassis.errors import from_status
-from services.remote import failures
+from services.remote import failures, providers
 from services.standin.ledger import CLIENT_GONE
 from tests.contract.provider_cases import CASES, Case, text_of
 from tests.support import MeshKeys
@@ -68,6 +68,11 @@ def reason_of(result: inference_pb2.InferResult) -> str:
     """Why an item failed; empty if it did not."""
     error = from_status(result.status)
     return error.reason if error else ""
+
+
+def test_every_provider_has_a_case() -> None:
+    """A file beside the others is a protocol; without a case here nothing would be known of it."""
+    assert {case.protocol for case in CASES} == providers.PROTOCOLS
 
 
 @every_case

@@ -1,13 +1,14 @@
-"""The providers: one file for each protocol, and the one table that names them.
+"""The providers: one file for each protocol, named as the protocol with `_` for `-`.
 
 A file here holds `ModelOptions`, `ProviderOptions` (what a provider file may say under `options`)
-and either `Dialect` (HTTP; see `provider.Dialect`) or `make` (anything else). Add the file, its
-line below, and a case in tests/contract/provider_cases.py; see the README beside this file.
+and either `Dialect` (HTTP; see `provider.Dialect`) or `make` (anything else). Add the file
+and a case in tests/contract/provider_cases.py; see the README beside this file.
 """
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,18 +20,8 @@ from services.remote.http_vendor import HttpVendor
 from services.remote.provider import Adapter
 from services.remote.yaml_lines import Mistake
 
-# Imported when a provider file names them: each may need a package that others don't.
-_FILES = {
-    "anthropic-messages": "anthropic_messages",
-    "oip-grpc": "oip_grpc",
-    "oip-http": "oip_http",
-    "openai-chat": "openai_chat",
-    "openai-embeddings": "openai_embeddings",
-    "openai-responses": "openai_responses",
-    "sagemaker": "sagemaker",
-    "template": "template",
-}
-PROTOCOLS = frozenset(_FILES)
+# Found by name, imported when a provider file names one: each may need a package of its own.
+PROTOCOLS = frozenset(found.name.replace("_", "-") for found in pkgutil.iter_modules(__path__))
 
 
 def make(provider: Provider, clock: Clock, max_answer_bytes: int) -> Adapter:
@@ -75,4 +66,4 @@ def mistakes(provider: Provider) -> Iterator[Mistake]:
 
 
 def _module(protocol: str) -> Any:
-    return importlib.import_module(f"{__name__}.{_FILES[protocol]}")
+    return importlib.import_module(f"{__name__}.{protocol.replace('-', '_')}")

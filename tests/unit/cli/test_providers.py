@@ -75,7 +75,7 @@ def test_a_new_provider_is_whole_and_right(catalog: Path, protocol: str) -> None
     if protocol == "sagemaker":
         pytest.importorskip("botocore", reason="this provider's own package")
     result = invoke(
-        "new", "acme", "--protocol", protocol, "--base-url", "https://acme.example/v1",
+        "new", "acme", "--protocol", protocol, "--base-url", "https://acme.example",
         "--model", "big: one", "--token-env", "MY_TOKEN", "--catalog", catalog,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -88,9 +88,11 @@ def test_a_new_provider_is_whole_and_right(catalog: Path, protocol: str) -> None
     assert checked.exit_code == 0, checked.output
 
 
-def test_every_protocol_has_a_form() -> None:
-    """None is forgotten when a provider is added."""
-    assert set(provider_forms._FORMS) == providers.PROTOCOLS
+def test_forms_are_of_protocols_and_a_protocol_without_one_gets_rows() -> None:
+    """A new provider needs no entry there."""
+    assert set(provider_forms._FORMS) <= providers.PROTOCOLS
+    asked = ("acme", "https://acme.example", "m", "1", "MY_TOKEN", "eu")
+    assert "protocol: brand-new" in provider_forms.form("brand-new", *asked)
 
 
 def test_no_file_is_overwritten_and_no_wrong_one_left(catalog: Path) -> None:
@@ -102,6 +104,7 @@ def test_no_file_is_overwritten_and_no_wrong_one_left(catalog: Path) -> None:
     for name, protocol, url in (
         ("acme", "openai-chat", "http://acme.example"),
         ("acme", "pigeon", ""),
+        ("acme", "pigeon", "https://acme.example"),
         ("acme", "oip-http", ""),
         ("../acme", "openai-chat", ""),
     ):
