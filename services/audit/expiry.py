@@ -1,5 +1,8 @@
 """Removes payloads that are past their retention. Records, and the tree over them, stay.
 
+So go payloads that no record names, whatever their age: payloads are written before their records,
+and a full disk or a crash may come between.
+
 A run goes in this order, so that a crash at any point leaves nothing that the next run does not
 finish: find what is expired; record the run, durably; replace the payload keys of subjects who
 have no younger payload, so that copies in backups can't be read with this key store either; write
@@ -21,6 +24,7 @@ from services.audit import records
 from services.audit.failures import CorruptLogError
 from services.audit.index import Search
 from services.audit.ledger import Ledger
+from services.audit.merkle import HASH_SIZE
 from services.audit.retention import Retention, read_retention
 from services.audit.storage import Storage
 from services.chassis.errors import FailedPreconditionError, UnavailableError
@@ -39,7 +43,8 @@ class Expired:
 
     Attributes:
         positions: of expired payloads in segments that can be written anew.
-        waiting: expired payloads in the segment that is still written to.
+        unnamed: positions of payloads that no record names, in such segments, too.
+        waiting: payloads to remove in the segment that is still written to.
         counts: expired payloads by task, the waiting ones left out.
         kept: payloads by task that are younger.
         done: by task, the leaf before which nothing is left to remove.
@@ -47,6 +52,7 @@ class Expired:
     """
 
     positions: list[int] = field(default_factory=list)
+    unnamed: list[int] = field(default_factory=list)
     waiting: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     kept: dict[str, int] = field(default_factory=dict)
@@ -107,13 +113,14 @@ class Expiry:
                 return answer
             if found.waiting:
                 ledger.storage.payloads.roll()
-            if not found.positions:
+            if not found.positions and not found.unnamed:
                 return answer
             answer.event_id, answer.leaf_index, answer.keys_replaced = await self._begin(
                 actor, found, now
             )
             try:
-                await asyncio.to_thread(ledger.storage.payloads.blank, found.positions)
+                gone = found.positions + found.unnamed
+                await asyncio.to_thread(ledger.storage.payloads.blank, gone)
             except CorruptLogError as error:
                 ledger.fail(error)
                 raise UnavailableError("LOG_FAILED", "the payloads are damaged") from error
@@ -141,6 +148,12 @@ class Expiry:
     async def _record(self, actor: str, found: Expired) -> tuple[str, int]:
         """Record the run; it is durable when this returns."""
         now = self._ledger.now_us()
+        details = {
+            task: f"{count} payloads older than {self.retention.days(task)} days"
+            for task, count in found.counts.items()
+        }
+        if found.unnamed:
+            details["without a record"] = f"{len(found.unnamed)} payloads of appends that failed"
         event_id = f"retention-{uuid.uuid4().hex}"
         record = record_pb2.Record(
             kind=records.OVERRIDE,
@@ -152,10 +165,7 @@ class Expiry:
                 actor=actor,
                 target="payloads",
                 reason="past the retention of their tasks",
-                details={
-                    task: f"{count} payloads older than {self.retention.days(task)} days"
-                    for task, count in found.counts.items()
-                },
+                details=details,
             ),
         )
         (result,) = await self._ledger.append_own([records.finish(record)])
@@ -186,10 +196,34 @@ def _look(storage: Storage, retention: Retention, now_us: int) -> Expired:
                 found.subjects.add(record.subject)
             if not held_back:
                 found.done[task] = leaf
+    for position in _unnamed(storage):
+        if storage.payloads.is_sealed(position):
+            found.unnamed.append(position)
+        else:
+            found.waiting += 1
     found.subjects = {
         name for name in found.subjects if _all_expired(storage, retention, name, now_us)
     }
     return found
+
+
+def _unnamed(storage: Storage) -> list[int]:
+    """Return the positions of payloads that no record names, by the log's own word.
+
+    The index says which may be such. There are hardly ever any; if there are, all records are
+    asked, because what goes here is gone.
+    """
+    held = storage.payloads
+    positions = [at for at in storage.index.unnamed_payloads() if not held.is_blank(at)]
+    if not positions:
+        return []
+    first = positions[0]
+    hashes = held.leaf_hashes(first)
+    starts = [(at - first) * HASH_SIZE for at in positions]
+    found = {hashes[n : n + HASH_SIZE]: first + n // HASH_SIZE for n in starts}
+    for _, leaf in storage.journal.scan():
+        found.pop(record_pb2.Record.FromString(leaf).payload_digest, None)
+    return sorted(found.values())
 
 
 def _with_payloads(storage: Storage, task: str, end_us: int, after: int) -> Iterator[int]:
@@ -224,4 +258,5 @@ def _answer(found: Expired, retention: Retention) -> audit_pb2.RetainResponse:
         ],
         keys_replaced=len(found.subjects),
         waiting=found.waiting,
+        unnamed=len(found.unnamed),
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-VERSION = 4  # of the schema, and of what is derived into it; an index of another is made anew
+VERSION = 5  # of the schema, and of what is derived into it; an index of another is made anew
 _COMMON = frozenset({1, 2})  # INTENT and OUTCOME
 NO_CANDIDATES: tuple[tuple[int, str, str], ...] = ()
 _SCHEMA = """
@@ -42,7 +42,7 @@ CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value INTEGER NOT NULL)
 
 
 class Row(NamedTuple):
-    """What the index knows of one record; the first nine are columns of `records`.
+    """What the index knows of one record; the first eight are columns of `records`.
 
     Attributes:
         decision: the decision's id.
@@ -53,7 +53,7 @@ class Row(NamedTuple):
         time_us: record time, unix microseconds; never falls from leaf to leaf.
         egress: bytes went, or may have gone, to a vendor.
         fallback: another candidate than the plan's first answered.
-        payload: a payload is kept beside it.
+        payload: the digest of the payload that is kept beside it; empty: none.
         candidates: (path, model, version) of those that answered or were intended; a version
             may be the catalog's, or the one that the server or vendor itself reported.
         opens_until_us: > 0 for an INTENT: when it may be closed.
@@ -68,7 +68,7 @@ class Row(NamedTuple):
     time_us: int = 0
     egress: bool = False
     fallback: bool = False
-    payload: bool = False
+    payload: bytes = b""
     candidates: tuple[tuple[int, str, str], ...] = NO_CANDIDATES
     opens_until_us: int = 0
     closes: bool = False
@@ -117,7 +117,7 @@ class Index:
 
     @property
     def payloads(self) -> int:
-        """The position before which the index has every payload that a record may name."""
+        """The position before which the index has every payload that a record names."""
         with self._lock:
             return self._state("payloads") or 0
 
@@ -155,7 +155,7 @@ class Index:
         opened = []
         closed = {row.decision for row in rows if row.closes}
         for leaf, row in enumerate(rows, first):
-            records.append((leaf, *row[:9]))
+            records.append((leaf, *row[:8], bool(row.payload)))
             models.extend((model, ver, leaf, path) for path, model, ver in row.candidates)
             if row.opens_until_us and row.decision not in closed:
                 opened.append((row.decision, leaf, row.opens_until_us))
@@ -172,17 +172,6 @@ class Index:
                 )
                 self._set("size", first + len(rows))
                 self._set("mark", mark)
-                self._put_payloads(payloads)
-                self._db.execute("COMMIT")
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-
-    def add_payloads(self, payloads: Sequence[tuple[bytes, int]]) -> None:
-        """Add digests and positions, rising, of payloads; those it has are put again."""
-        with self._lock:
-            self._db.execute("BEGIN")
-            try:
                 self._put_payloads(payloads)
                 self._db.execute("COMMIT")
             except BaseException:
@@ -231,6 +220,20 @@ class Index:
                 "SELECT position FROM payloads WHERE digest = ?", (digest,)
             ).fetchone()
         return row[0] if row else None
+
+    def unnamed_payloads(self) -> list[int]:
+        """Return the positions before `payloads` at which no payload of a record stands.
+
+        Payloads that were removed are among them after the index was made anew.
+        """
+        named = bytearray(self.payloads)  # what is added from here on stands behind them
+        with self._searching:
+            rows = self._searcher.execute(
+                "SELECT position FROM payloads WHERE position < ?", (len(named),)
+            )
+            for (position,) in rows:
+                named[position] = 1
+        return [position for position, known in enumerate(named) if not known]
 
     def search(self, search: Search, *, after: int = -1, limit: int = 100) -> list[int]:
         """Return up to `limit` leaves beyond `after` that fit, oldest first."""

@@ -170,7 +170,7 @@ def row_of(record: record_pb2.Record) -> Row:
         record.record_time_unix_us,
         _egress(record),
         record.fallback,
-        bool(record.payload_digest),
+        record.payload_digest,
         _models(record),
         opens,
         kind in ENDS,

@@ -198,14 +198,20 @@ def _caught_up(path: Path, journal: Journal, payloads: Journal, tree: Tree) -> I
     if journal.size - first > _CATCH_UP:
         log.info("indexing", extra={"records": journal.size - first})
     rows = (records.row_of_leaf(leaf) for _, leaf in journal.scan(first))
+    where = _positions(payloads, index.payloads)
     for chunk in _chunks(rows, _CATCH_UP):
-        index.add(first, chunk, mark_of(tree, first + len(chunk)))
+        # Without those that no record names: a full disk or a crash left them to the retention.
+        named = [(row.payload, where[row.payload]) for row in chunk if row.payload in where]
+        index.add(first, chunk, mark_of(tree, first + len(chunk)), named)
         first += len(chunk)
-    at = index.payloads
-    digests = payloads.leaf_hashes(at)
-    starts = range(0, len(digests), HASH_SIZE)
-    index.add_payloads([(digests[n : n + HASH_SIZE], at + n // HASH_SIZE) for n in starts])
     return index
+
+
+def _positions(payloads: Journal, start: int) -> dict[bytes, int]:
+    """Return where each payload from a position on stands, by its digest."""
+    digests = payloads.leaf_hashes(start)
+    starts = range(0, len(digests), HASH_SIZE)
+    return {digests[n : n + HASH_SIZE]: start + n // HASH_SIZE for n in starts}
 
 
 def _seen(files: OsFileSystem, index: Index, tree: Tree) -> Seen:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 
 from services.audit.compose import build
+from services.audit.failures import JournalFullError
+from services.audit.journal import Journal
 from services.audit.retention import DAY_US
 from services.audit.verify import verify_directory
 from services.chassis.errors import FailedPreconditionError, PermissionDeniedError
@@ -187,6 +190,66 @@ async def test_a_subject_with_a_pending_decision_keeps_its_key(tmp_path):
         done = await retain(calls)
         assert ([t.expired for t in done.tasks], done.keys_replaced) == ([8], 4)
         assert [await waits(calls, f"p{n}") for n in range(4)] == [True] * 4
+
+
+async def test_payloads_that_no_record_names_are_removed(tmp_path, monkeypatch):
+    """Such as those of a batch whose records a full disk refused; now, and after a restart."""
+    full, real = False, Journal.append
+
+    def append(journal, *batch):
+        if full and journal._files.directory.name == "log":
+            raise JournalFullError("no space")
+        return real(journal, *batch)
+
+    monkeypatch.setattr(Journal, "append", append)
+    clock = Calendar()
+    for restart, unnamed in ((False, 3), (True, 3)):
+        folder = tmp_path / str(restart)
+        folder.mkdir()
+        async with service(folder, clock) as calls:
+            await calls.append(*(entry(f"a{n}", patient=n) for n in range(3)))
+            full = True
+            refused = await calls.append(*(entry(f"b{n}", patient=n) for n in range(unnamed)))
+            assert all(result.status.code for result in refused)
+            full = False
+            await calls.append(*(entry(f"c{n}", patient=n) for n in range(6)))
+            if not restart:
+                await check_unnamed_go(calls, unnamed)
+        (folder / "audit" / "index.sqlite").unlink()
+        async with service(folder, clock) as calls:
+            if restart:
+                await check_unnamed_go(calls, unnamed)
+            assert (await retain(calls, dry_run=True)).unnamed == 0
+            assert await payloads(calls, "a0", "a2", "c0", "c5") == [True] * 4
+
+
+async def test_an_index_that_lost_payloads_costs_none_of_them(tmp_path):
+    """Before a payload is removed because no record names it, the log itself is asked."""
+    async with service(tmp_path, Calendar()) as calls:
+        await calls.append(*(entry(f"a{n}", patient=n) for n in range(8)))
+        auditor = await calls.by("auditor")
+        await auditor.Query(audit_pb2.QueryRequest())  # the index has all
+        with sqlite3.connect(tmp_path / "audit" / "index.sqlite") as index:
+            assert index.execute("DELETE FROM payloads WHERE position < 3").rowcount == 3
+        index.close()
+        done = await retain(calls)
+        assert (done.unnamed, done.event_id) == (0, "")
+    (tmp_path / "audit" / "index.sqlite").unlink()
+    async with service(tmp_path, Calendar()) as calls:
+        assert await payloads(calls, *(f"a{n}" for n in range(8))) == [True] * 8
+
+
+async def check_unnamed_go(calls, count) -> None:
+    """Run the retention: it removes so many payloads that no record names, and nothing else."""
+    assert (await retain(calls, dry_run=True)).unnamed == count
+    done = await retain(calls)
+    assert (done.unnamed, [t.expired for t in done.tasks], done.keys_replaced) == (count, [0], 0)
+    auditor = await calls.by("auditor")
+    query = audit_pb2.QueryRequest(filter=audit_pb2.Filter(kinds=[OVERRIDE]))
+    (run,) = (await auditor.Query(query)).records
+    told = {"without a record": f"{count} payloads of appends that failed"}
+    assert dict(run.record.event.details) == told
+    assert (await retain(calls)).event_id == ""
 
 
 async def test_an_expired_payload_is_given_to_nobody_even_before_it_is_removed(tmp_path):

@@ -91,8 +91,12 @@ def retention(
     keys = "payload keys would be replaced" if dry_run else "payload keys replaced"
     if answer.keys_replaced:
         console.out.print(f"{answer.keys_replaced} {keys}: those subjects have nothing younger")
+    if answer.unnamed:
+        console.out.print(f"{answer.unnamed} payloads of appends that failed {removed}")
     if answer.waiting:
-        console.out.print(f"{answer.waiting} expired payloads wait for their segment to be closed")
+        console.out.print(
+            f"{answer.waiting} payloads to remove wait for their segment to be closed"
+        )
     if answer.event_id:
         console.out.print(f"recorded as {answer.event_id}, leaf {answer.leaf_index}")
 

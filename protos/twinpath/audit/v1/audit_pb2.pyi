@@ -269,18 +269,20 @@ class RetainRequest(_message.Message):
     def __init__(self, dry_run: _Optional[bool] = ...) -> None: ...
 
 class RetainResponse(_message.Message):
-    __slots__ = ("tasks", "keys_replaced", "waiting", "event_id", "leaf_index")
+    __slots__ = ("tasks", "keys_replaced", "waiting", "event_id", "leaf_index", "unnamed")
     TASKS_FIELD_NUMBER: _ClassVar[int]
     KEYS_REPLACED_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     EVENT_ID_FIELD_NUMBER: _ClassVar[int]
     LEAF_INDEX_FIELD_NUMBER: _ClassVar[int]
+    UNNAMED_FIELD_NUMBER: _ClassVar[int]
     tasks: _containers.RepeatedCompositeFieldContainer[TaskRetention]
     keys_replaced: int
     waiting: int
     event_id: str
     leaf_index: int
-    def __init__(self, tasks: _Optional[_Iterable[_Union[TaskRetention, _Mapping]]] = ..., keys_replaced: _Optional[int] = ..., waiting: _Optional[int] = ..., event_id: _Optional[str] = ..., leaf_index: _Optional[int] = ...) -> None: ...
+    unnamed: int
+    def __init__(self, tasks: _Optional[_Iterable[_Union[TaskRetention, _Mapping]]] = ..., keys_replaced: _Optional[int] = ..., waiting: _Optional[int] = ..., event_id: _Optional[str] = ..., leaf_index: _Optional[int] = ..., unnamed: _Optional[int] = ...) -> None: ...
 
 class TaskRetention(_message.Message):
     __slots__ = ("task", "retention_days", "expired", "kept")
