@@ -145,19 +145,30 @@ def renew(root: Path, key: Ed25519PrivateKey | None) -> list[Path]:
     """
     renewed = []
     for path in sorted(root.glob(f"*/*/{CARD}")):
-        content = path.read_bytes()
-        card = json.loads(content)
-        if "lineage" not in card or "files" in card["artifact"]:
+        try:
+            found = _copy_of_older_form(path, key)
+        except (ValueError, KeyError, TypeError, AttributeError):  # somebody else's
             continue
-        stated = card.pop("artifact")
-        others = {entry.name for entry in path.parent.iterdir()} - {CARD, SEAL}
-        if others != {stated["file"]}:
-            continue
-        seal = path.with_name(SEAL)
-        signed = seal.exists() and seal.read_text(encoding="ascii", errors="replace")
-        if key and not (signed and signature.verified([key.public_key()], content, signed)):
-            continue
-        artifact = (path.parent / stated["file"]).read_bytes()
-        if stated["digest"] == f"sha256:{hashlib.sha256(artifact).hexdigest()}":
+        if found is not None:
+            card, artifact = found
             renewed.append(write_model(root, card, artifact, key=key))
     return renewed
+
+
+def _copy_of_older_form(
+    path: Path, key: Ed25519PrivateKey | None
+) -> tuple[dict[str, Any], bytes] | None:
+    """Return the card of a copy, without its list of files, and its artifact, if both fit."""
+    content = path.read_bytes()
+    card = json.loads(content)
+    stated = card.pop("artifact")
+    others = {entry.name for entry in path.parent.iterdir()} - {CARD, SEAL}
+    if "lineage" not in card or "files" in stated or others != {stated["file"]}:
+        return None
+    seal = path.with_name(SEAL)
+    text = seal.read_text(encoding="ascii", errors="replace") if seal.exists() else ""
+    if key is not None and not signature.verified([key.public_key()], content, text):
+        return None
+    artifact = (path.parent / stated["file"]).read_bytes()
+    fits = stated["digest"] == f"sha256:{hashlib.sha256(artifact).hexdigest()}"
+    return (card, artifact) if fits else None

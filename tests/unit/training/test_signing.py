@@ -83,7 +83,7 @@ def test_training_writes_the_older_cards_of_quantized_copies_anew(
     assert renew(tmp_path, key) == []
 
 
-@pytest.mark.parametrize("fault", ["extra", "changed", "stranger", "by hand"])
+@pytest.mark.parametrize("fault", ["extra", "changed", "stranger", "by hand", "nonsense"])
 def test_training_vouches_for_nothing_that_an_older_signature_did_not(
     tmp_path: Path, key: Ed25519PrivateKey, fault: str
 ) -> None:
@@ -95,6 +95,8 @@ def test_training_vouches_for_nothing_that_an_older_signature_did_not(
         (folder / "model.py").write_text("import os")
     if fault == "changed":
         (folder / "model.onnx").write_bytes(b"other")
+    if fault == "nonsense":
+        (folder / "card.json").write_text('{"artifact": 3, "lineage": {}}')
     assert renew(tmp_path, key) == []
     assert Artifacts(tmp_path, [key.public_key()]).look("m", "1").fault
 
