@@ -231,7 +231,7 @@ class Control:
         for replica in replicas:
             try:
                 await self._models.refresh_anew()
-                await self._installer.install(replica, name, versions)
+                await self._installer.install(replica, name, versions, former=True)
             except ServiceError as error:
                 extra = {"model": name, "replica": replica.url, "why": error.message}
                 log.warning("the former versions are not certain", extra=extra)

@@ -13,12 +13,12 @@ from services.local import warmup
 from services.local.artifacts import Artifacts
 from services.local.contracts import Contracts
 from services.local.faults import TritonError
+from services.local.manifest import CONFIG
 from services.local.models import Models
 from services.local.replicas import Replica
 from services.local.traffic import Key
 from services.local.triton import TritonServer, with_versions
 
-_CONFIG = "config.pbtxt"
 _LOOK_S = 5.0
 _REASON_CHARS = 300
 
@@ -53,6 +53,10 @@ class Installer:
         self._traffic = models.traffic
         self._clock = clock
         self._times = times
+        # Texts of config.pbtxt, which Triton applies to all versions of a model at once: what each
+        # replica was given last, by model and replica, and with what all versions were well.
+        self._given: dict[tuple[str, str], str] = {}
+        self._good: dict[str, str] = {}
 
     def on_disk(self) -> list[Key]:
         """Return the versions that lie in the repository. Blocks."""
@@ -85,12 +89,23 @@ class Installer:
             )
 
     async def install(
-        self, replica: Replica[TritonServer], name: str, versions: Sequence[str]
+        self,
+        replica: Replica[TritonServer],
+        name: str,
+        versions: Sequence[str],
+        *,
+        former: bool = False,
     ) -> int:
         """Have exactly these versions loaded on a replica, and each of them warm.
 
         Versions that were loaded before work on meanwhile. After an error nothing is certain but
         that: install the former versions again.
+
+        Args:
+            replica: the replica.
+            name: the model.
+            versions: its versions; none: the model is unloaded.
+            former: with the configuration that was good before, whatever is on disk by now.
 
         Returns:
             The slowest new version's warm-up, in microseconds; 0: all were warm.
@@ -99,25 +114,35 @@ class Installer:
             FailedPreconditionError: MODEL_LOAD_FAILED, CONTRACT_DIVERGES, WARM_UP_FAILED.
         """
         have = {v for n, v in replica.loaded if n == name}
-        if set(versions) != have:
-            await self._load(replica, name, versions)
+        given, good = self._given.get((name, replica.url)), self._good.get(name)
+        if set(versions) != have or (former and versions and given != good):
+            await self._load(replica, name, versions, good if former else None)
             await self._models.refresh_anew()
         slowest = 0
         for version in versions:
             slowest = max(slowest, await self._ready(replica, (name, version)))
         if slowest:
             await self._models.refresh_anew()
+        if versions and (name, replica.url) in self._given:
+            self._good[name] = self._given[name, replica.url]
         return slowest
 
     async def _load(
-        self, replica: Replica[TritonServer], name: str, versions: Sequence[str]
+        self,
+        replica: Replica[TritonServer],
+        name: str,
+        versions: Sequence[str],
+        text: str | None,
     ) -> None:
         server, timeout = replica.server, self._times.load
         try:
             if not versions:
                 await server.unload(name, timeout)
                 return
-            config = await asyncio.to_thread(self._config, name, versions)
+            if text is None:
+                text = await asyncio.to_thread(self._read, name)
+            self._given[name, replica.url] = text
+            config = with_versions(text, versions, self._contracts.budget_ms(name))
             await server.load(name, timeout, config)
         except TritonError as error:
             # Triton's own text may be about any of the versions: the index knows which.
@@ -128,10 +153,9 @@ class Installer:
                 "MODEL_LOAD_FAILED", f"{name}: {error}", metadata={"model": name}
             ) from error
 
-    def _config(self, name: str, versions: Sequence[str]) -> str:
-        path = self._folder / name / _CONFIG
-        text = path.read_text(encoding="utf-8") if path.exists() else f'name: "{name}"'
-        return with_versions(text, versions, self._contracts.budget_ms(name))
+    def _read(self, name: str) -> str:
+        path = self._folder / name / CONFIG
+        return path.read_text(encoding="utf-8") if path.exists() else f'name: "{name}"'
 
     async def _ready(self, replica: Replica[TritonServer], key: Key) -> int:
         """See that a version is loaded, fits its tasks and is warm; returns the warm-up's µs."""

@@ -294,6 +294,36 @@ candidates: [{id: x, path: local, model: checked, version: live}]
         assert error.reason == "MODEL_NOT_LOADED"
 
 
+async def test_a_configuration_that_fits_no_task_does_not_stay(
+    server: Triton, keys: MeshKeys, tmp_path: Path
+) -> None:
+    """Triton gives it to every version when it loads one; the old one gets its own back."""
+    tasks = tmp_path / "catalog" / "tasks"
+    tasks.mkdir(parents=True)
+    root = server.options.models
+    version(root, "reshaped", 1)
+    async with path(keys, server, catalog=tasks.parent) as local:
+        await local.load("reshaped", "1")
+        (tasks / "t.yaml").write_text(
+            """
+name: reshapes
+inputs: [{name: features, datatype: FP32, shape: [1, 1]}]
+outputs: [{name: said, datatype: FP32, shape: [1, 1]}]
+candidates: [{id: x, path: local, model: reshaped, version: live}]
+"""
+        )
+        broken = INPUTS + 'output { name: "said" data_type: TYPE_FP32 dims: [ 2 ] }\n'
+        version(root, "reshaped", 2, config=broken)
+        assert (await refusal(local.load("reshaped", "2"))).reason == "CONTRACT_DIVERGES"
+        assert await local.said("reshaped") == 1
+        version(root, "reshaped", 2, "raise RuntimeError('tilt')", config=broken)
+        assert (await refusal(local.load("reshaped", "2"))).reason == "MODEL_LOAD_FAILED"
+        assert await local.said("reshaped") == 1
+        version(root, "reshaped", 2)
+        await local.load("reshaped", "2")
+        assert await local.said("reshaped") == 2
+
+
 async def test_what_was_asked_for_outlives_restarts(keys: MeshKeys, tmp_path: Path) -> None:
     """Of Triton, which forgets everything, and of the local path, which has a file."""
     port = free_port()
