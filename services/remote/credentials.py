@@ -32,7 +32,11 @@ class Credentials:
     """
 
     def __init__(
-        self, provider: Provider, dialect: Dialect, clock: Clock, session: aiohttp.ClientSession
+        self,
+        provider: Provider,
+        dialect: Dialect | None,
+        clock: Clock,
+        session: aiohttp.ClientSession,
     ) -> None:
         self._provider = provider
         self._clock = clock
@@ -63,8 +67,7 @@ class Credentials:
         Raises:
             ServiceError: There is no token.
         """
-        source = self._of(model)
-        token = source.token() if isinstance(source, TokenSource) else await source.token(left_s)
+        token = await self.token(model, left_s)
         headers = {
             **self._provider.headers,
             **body.headers,
@@ -74,9 +77,23 @@ class Credentials:
         if self._sign is not None:
             signed: Mapping[str, str] = self._sign(body, url, headers, token)
             return signed
-        scheme = f"{self._auth.scheme} " if self._auth.scheme else ""
-        headers[self._auth.header] = scheme + token
+        name, value = self.shown(token)
+        headers[name] = value
         return headers
+
+    async def token(self, model: Model | None, left_s: float) -> str:
+        """Return the token for a model, within `left_s` seconds; None: for the provider itself.
+
+        Raises:
+            ServiceError: There is none.
+        """
+        source = self._of(model)
+        return source.token() if isinstance(source, TokenSource) else await source.token(left_s)
+
+    def shown(self, token: str) -> tuple[str, str]:
+        """Return the header that shows a token: its name and its value."""
+        scheme = f"{self._auth.scheme} " if self._auth.scheme else ""
+        return self._auth.header, scheme + token
 
     def rejected(self, model: Model) -> None:
         """The vendor does not take the token: one from an exchange is exchanged again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import email.utils
 import hashlib
 import time
@@ -15,7 +16,10 @@ from services.chassis.errors import from_status
 from services.remote import catalog
 from services.remote.providers import mistakes, oip_grpc
 from services.remote.yaml_lines import CatalogError
+from services.standin.app import StandIn
+from services.standin.oauth import CLIENT_ID
 from services.standin.oip_grpc import serve
+from services.standin.settings import Settings
 from tests.support import free_port
 from tests.unit.remote.support import (
     VENDOR_TOKEN,
@@ -224,6 +228,46 @@ async def test_headers_of_the_provider_file_go_as_metadata(keys, tmp_path) -> No
     assert entry.headers["x-own-key"].startswith("Key ")
     # The stand-in wants it elsewhere, and says so.
     assert from_status(result.status).reason == "VENDOR_TOKEN_REJECTED"
+
+
+async def test_tokens_of_models_and_of_a_token_server_serve_here_too(keys, tmp_path) -> None:
+    """One of its own for `echo`, and an exchange for the others; one taken back is exchanged anew."""
+    async with StandIn(Settings(token=VENDOR_TOKEN)) as issuer:
+        (tmp_path / "own.token").write_text(VENDOR_TOKEN)
+
+        def own(base_url: str, token_file) -> str:
+            exchange = (
+                f"token: {{oauth2: {{token_url: {issuer.url}/oauth/token, client_id: {CLIENT_ID},"
+                f" client_secret: {{file: {token_file}}}}}}}"
+            )
+            text = provider(base_url, token_file)
+            text = text.replace(f"token: {{file: {token_file}}}", exchange)
+            model = f'version: "1"\n    token: {{file: {tmp_path / "own.token"}}}'
+            return text.replace('version: "1"', model, 1)
+
+        async with start_remote(keys, tmp_path, provider=own, standin={"grpc_port": 0}) as remote:
+            assert (await remote.one()).status.code == 0
+            typed = tensor_pb2.Tensor(
+                name="t_int8", datatype=tensor_pb2.DATATYPE_INT8, shape=[1, 1], raw=b"\x01"
+            )
+            exchanged = len(issuer.public.token_server.given)
+            for _ in range(2):  # the stand-in knows only its own token server's
+                (result,) = await remote.infer(make_item(keys, typed, model="echo_types"))
+                assert from_status(result.status).reason == "VENDOR_TOKEN_REJECTED"
+            assert len(issuer.public.token_server.given) > exchanged
+
+
+async def test_a_token_that_ends_soon_is_warned_of(keys, tmp_path, caplog) -> None:
+    """As over HTTP: the probe looks."""
+
+    def soon(base_url: str, token_file) -> str:
+        day = dt.datetime.now(dt.UTC).date() + dt.timedelta(days=2)
+        text = provider(base_url, token_file)
+        return text.replace(f"{{file: {token_file}}}", f"{{file: {token_file}, expires: {day}}}")
+
+    async with start_remote(keys, tmp_path, provider=soon, standin={"grpc_port": 0}) as remote:
+        assert (await remote.one()).status.code == 0
+    assert "ends soon" in caplog.text
 
 
 @pytest.mark.parametrize(

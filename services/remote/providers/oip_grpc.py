@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
@@ -22,12 +23,11 @@ from services.chassis.clock import Clock
 from services.chassis.errors import ServiceError, from_rpc_error
 from services.remote import failures, tracing
 from services.remote.catalog import Model, Options, Provider
-from services.remote.catalog_access import Auth
+from services.remote.credentials import Credentials
 from services.remote.http_vendor import usable_s
 from services.remote.prices import day_of, guess_tokens, price_on
 from services.remote.provider import Answer, Ask, Tensors, no_stream
 from services.remote.tensor_fit import violations
-from services.remote.tokens import TokenSource
 from services.remote.vendor_pace import Pace
 from services.remote.wire import AnswerError, Usage
 from services.remote.yaml_lines import Mistake
@@ -91,11 +91,6 @@ class ProviderOptions(Options):
 
 def check_provider(provider: Provider) -> Iterator[Mistake]:
     """Yield what this adapter can't do that HTTP's can: no key stands there without effect."""
-    if provider.token.oauth2 is not None:
-        yield ("token", "oauth2"), "over gRPC a token comes from a file or the environment"
-    for index, model in enumerate(provider.models):
-        if model.token is not None:
-            yield ("models", index, "token"), "over gRPC all models have the provider's token"
     for key in _NO_EFFECT:
         if key in provider.model_fields_set:
             yield (key,), "has no effect over gRPC"
@@ -116,8 +111,8 @@ class OipGrpc:
     def __init__(self, provider: Provider, clock: Clock, max_answer_bytes: int) -> None:
         self._provider = provider
         self._clock = clock
-        self._token = TokenSource(provider.name, provider.token)
-        self._auth = provider.auth or Auth()
+        self._session = aiohttp.ClientSession()  # for token servers, which speak HTTP
+        self._credentials = Credentials(provider, None, clock, self._session)
         self._pace = Pace(provider, clock)
         url = urlsplit(provider.base_url)
         secure = url.scheme == "https"
@@ -156,10 +151,10 @@ class OipGrpc:
         """See `Adapter`."""
         self._pace.check(ask.model)
         content = _render(ask)
-        metadata = [*ask.headers.items(), *self._metadata()]
         deadline = self._clock.monotonic() + min(
             usable_s(ask.time_left_s), self._provider.timeout_s
         )
+        metadata = [*ask.headers.items(), *await self._metadata(ask.model, deadline)]
         tracing.asking_grpc(_SERVICE + "ModelInfer", self._target)
         await self._connected(deadline)
         metering.sent = True
@@ -206,11 +201,13 @@ class OipGrpc:
 
     async def probe(self, time_left_s: float) -> None:
         """See `Adapter`."""
+        self._credentials.watch_expiry()
         deadline = self._clock.monotonic() + time_left_s
+        metadata = await self._metadata(None, deadline)
         await self._connected(deadline)
         left = max(0.001, deadline - self._clock.monotonic())
         try:
-            reply = await self._ready(b"", metadata=self._metadata(), timeout=left)
+            reply = await self._ready(b"", metadata=metadata, timeout=left)
             ready = service_pb2.ServerReadyResponse.FromString(reply).ready
         except grpc.aio.AioRpcError as error:
             raise self._of(None, error) from None
@@ -221,13 +218,16 @@ class OipGrpc:
 
     async def aclose(self) -> None:
         """See `Adapter`."""
+        await self._credentials.aclose()
+        await self._session.close()
         await self._channel.close()
 
-    def _metadata(self) -> list[tuple[str, str]]:
+    async def _metadata(self, model: Model | None, deadline: float) -> list[tuple[str, str]]:
         """Return what says who we are, and what the provider file adds."""
-        scheme = f"{self._auth.scheme} " if self._auth.scheme else ""
-        fixed = [(name.lower(), value) for name, value in self._provider.headers.items()]
-        return [*fixed, (self._auth.header.lower(), scheme + self._token.token())]
+        left = max(0.001, deadline - self._clock.monotonic())
+        shown = self._credentials.shown(await self._credentials.token(model, left))
+        named = [*self._provider.headers.items(), shown]
+        return [(name.lower(), value) for name, value in named]
 
     async def _connected(self, deadline: float) -> None:
         """Wait for a connection: what fails before there is one has sent nothing."""
@@ -260,6 +260,8 @@ class OipGrpc:
     def _of(self, model: Model | None, error: grpc.aio.AioRpcError) -> ServiceError:
         code, wait = error.code(), None
         failure = _FAILURES.get(code, failures.HTTP[500])
+        if code is grpc.StatusCode.UNAUTHENTICATED and model is not None:
+            self._credentials.rejected(model)
         if code is grpc.StatusCode.UNAVAILABLE and any(
             mark in (error.details() or "") for mark in _BROKEN
         ):
