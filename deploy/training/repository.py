@@ -17,20 +17,11 @@ from services.local.manifest import CARD, CONFIG, SEAL, write_card
 
 MAX_BATCH = 64
 MODEL_FILE = "model.onnx"
-# Interactive, normal, batch. A request brings the time that it has left, which may only shorten
-# the queue's own; what is late is refused before it costs anything. How batches are put together
-# follows from the tasks' `budget_ms` (services/local/batching.py).
-QUEUE = """dynamic_batching {
-  priority_levels: 3
-  default_priority_level: 2
-  default_queue_policy {
-    timeout_action: REJECT
-    default_timeout_microseconds: 30000000
-    allow_timeout_override: true
-    max_queue_size: 512
-  }
-}
-"""
+# No priorities and no queue policy: with either of them Triton 2.51 loses a wake-up now and then, and
+# a request waits for half a second, one in 150 at one caller. Who goes first is decided before
+# Triton (services/local/lanes.py); how batches are put together follows from the tasks' `budget_ms`
+# (services/local/batching.py). A repository of one's own may have them: they are passed on.
+QUEUE = "dynamic_batching { }\n"
 
 
 def triton_config(card: dict[str, Any]) -> str:
