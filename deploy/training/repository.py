@@ -17,9 +17,9 @@ from services.local.manifest import CARD, CONFIG, SEAL, write_card
 
 MAX_BATCH = 64
 MODEL_FILE = "model.onnx"
-# No priorities and no queue policy: with either of them Triton 2.51 loses a wake-up now and then, and
-# a request waits for half a second, one in 150 at one caller. Who goes first is decided before
-# Triton (services/local/lanes.py); how batches are put together follows from the tasks' `budget_ms`
+# No priorities and no queue policy: with either of them Triton 2.51 loses a wake-up now and then,
+# and a request waits for half a second. Who goes first is decided before Triton
+# (services/local/lanes.py); how batches are put together follows from the tasks' `budget_ms`
 # (services/local/batching.py). A repository of one's own may have them: they are passed on.
 QUEUE = "dynamic_batching { }\n"
 
