@@ -128,10 +128,12 @@ def memory_kib(pid: int) -> int:
 async def test_slow_readers_do_not_raise_the_meshs_memory(mesh: MeshUnderTest) -> None:
     """Twenty readers stop after a chunk of answers of tens of thousands of chunks each.
 
-    Read ahead, those would be some hundred MiB in router and remote; they stay within 32.
+    Read ahead, those would be some hundred MiB in router and remote. Each stays within 64: what
+    HTTP/2 and the sockets hold, up to two MiB a stream however long it is.
     """
-    await mesh.faults({"fault": "long;times=1000"})
-    names = ("edge",) if "edge" in mesh.launcher.processes else ("router", "remote")
+    await mesh.faults({"fault": "long;times=2000"})
+    shared = "edge" in mesh.launcher.processes
+    names, allowed_mib = (("edge",), 2 * 64) if shared else (("router", "remote"), 64)
     pids = [mesh.launcher.processes[name].pid for name in names]
     async with mesh.router() as router:
         warm = router.InferStream(ask(only_path=REMOTE), timeout=60)
@@ -148,7 +150,8 @@ async def test_slow_readers_do_not_raise_the_meshs_memory(mesh: MeshUnderTest) -
         for call in (warm, *calls):
             call.cancel()
     await idle(mesh)
-    assert all(b - a < 32 * 1024 for a, b in zip(before, after, strict=True)), (before, after)
+    grown = [(b - a) / 1024 for a, b in zip(before, after, strict=True)]
+    assert max(grown) < allowed_mib, grown
 
 
 async def refused(
