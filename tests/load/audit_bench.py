@@ -413,8 +413,8 @@ def targets(rows: dict[str, dict[str, float]], sized: dict[str, float]) -> list[
     return judged
 
 
-def report(rows: dict[str, dict[str, float]], sized: dict[str, float]) -> None:
-    """Print what was measured, and the targets."""
+def report(rows: dict[str, dict[str, float]], sized: dict[str, float]) -> bool:
+    """Print what was measured, and the targets; tell whether all are met."""
     say(f"{'':<50} {'per s':>8} {'p50 ms':>8} {'p99 ms':>8} {'CPU ms':>8}")
     for name, row in rows.items():
         rest = [f"{row[key]:8.2f}" if row.get(key) else " " * 8 for key in COLUMNS]
@@ -423,12 +423,14 @@ def report(rows: dict[str, dict[str, float]], sized: dict[str, float]) -> None:
     for name, value in sized.items():
         say(f"{name.replace('_', ' '):<50} {value:12,.2f}")
     say("")
-    for text, met in targets(rows, sized):
+    judged = targets(rows, sized)
+    for text, met in judged:
         say(f"{'met    ' if met else 'NOT MET'}  {text}")
+    return all(met for _, met in judged)
 
 
-def main() -> None:
-    """Measure and print."""
+def main() -> int:
+    """Measure and print; 1 where a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=3.0, help="for each thing in a round")
     parser.add_argument("--rounds", type=int, default=3)
@@ -438,10 +440,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = asyncio.run(over_grpc(Path(folder) / "calls", given.seconds, given.rounds))
         sized = at_size(Path(folder) / "big", given.records)
-    report(rows, sized)
+    held = report(rows, sized)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps({"rows": rows, "size": sized}, indent=2) + "\n")
+    return 0 if held else 1
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
