@@ -3,7 +3,9 @@
 A router is one event loop, and the services behind it share their machine with it. The limiter
 looks at how long requests take on average, and lets that double before it acts; whoever waits for
 an answer notices much earlier. So beside requests of a higher priority the items of batches get a
-place of their own and no more, and wait in line for it. Alone they go as the limiter lets them.
+place of their own and no more, and wait in line for it; and it stands empty for as long as it was
+taken, so that the machine is theirs half of the time at most. Alone they go as the limiter lets
+them.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ class Spare:
             self._places.release()
             yield
             return
+        began = self._clock.monotonic()
         try:
             yield
         finally:
-            self._places.release()
+            took = self._clock.monotonic() - began
+            asyncio.get_running_loop().call_later(took, self._places.release)

@@ -133,3 +133,17 @@ async def test_every_more_urgent_request_is_heard_of(priority: int, most: int) -
     with admission(ask(TASK, priority=priority)):
         pass
     assert await most_at_once(spare, clock, BATCH) == most
+
+
+async def test_a_place_stands_empty_for_as_long_as_it_was_taken() -> None:
+    """So batches have the machine half of the time at most; the next in line does not follow on."""
+    clock = Clock()
+    spare = Spare(clock, memory_s=1e6)
+    spare.urgent()
+    async with spare.turn(60.0):
+        clock.now += 0.2
+    with pytest.raises(ResourceExhaustedError):
+        async with spare.turn(0.0):
+            pass
+    async with spare.turn(60.0):
+        pass
