@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from services.chassis.errors import ServiceError
@@ -165,10 +165,15 @@ class Chunks:
     st.lists(st.sampled_from(PARTS), max_size=60),
     st.lists(st.integers(1, 40), min_size=1, max_size=5),
 )
+@example([*["4111 1111 1111 1111"] * 3, "[EMAIL_1]", "4111 1111 1111 1111", "javascript:"], [1])
 async def test_any_text_in_any_chunks_is_what_the_filter_makes_of_the_whole(
     parts: list[str], sizes: list[int]
 ) -> None:
-    """However a text is cut, chunks joined equal the filter of the whole, to the last character."""
+    """However a text is cut, chunks joined equal the filter of the whole, to the last character.
+
+    Or it is refused: of long runs of digits a cut may show other finds than the whole does, and what
+    is not certain is not given. Such texts are so rare that examples don't run out.
+    """
     world = Chunks.get()
     text = "".join(parts) or "x"
     pieces, at = [], 0
@@ -177,7 +182,13 @@ async def test_any_text_in_any_chunks_is_what_the_filter_makes_of_the_whole(
         pieces.append(text[at : at + size])
         at += size
     world.local.script = [*pieces, END]
-    chunks, final = await read(world, "From jo@example.org.")
+    chunks, final, refusal = [], None, ""
+    try:
+        chunks, final = await read(world, "From jo@example.org.")
+    except ServiceError as error:
+        refusal = f"{error.reason} {error.message}"
+    assert not refusal or "OUTPUT_POLICY" in refusal
+    assume(final is not None)
     world.says = text
     whole = await world.note("From jo@example.org.")
     world.says = None
