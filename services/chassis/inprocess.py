@@ -12,11 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -25,6 +26,8 @@ from services.chassis.handlers import Handlers, behaviour_of
 
 _AHEAD = 4  # messages of a stream that wait for its reader; then the handler waits
 _HERE: dict[str, Handlers] = {}
+
+Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 @contextmanager
@@ -103,17 +106,12 @@ class InProcessChannel:
         """Nothing to close."""
 
 
-class _Header(NamedTuple):
-    key: str
-    value: str | bytes
-
-
 class _Context:
-    """What the frame and OpenTelemetry ask of gRPC's context; and how the call failed."""
+    """What the frame asks of gRPC's context; and how the call failed."""
 
     def __init__(self, timeout: float, metadata: Any) -> None:
         self._deadline = time.monotonic() + timeout
-        self._metadata = tuple(_Header(key, value) for key, value in metadata or ())
+        self._metadata: Metadata = tuple(metadata or ())
         self.error: grpc.aio.AioRpcError | None = None
 
     def fail(self, code: grpc.StatusCode, details: str, trailers: Any = ()) -> None:
@@ -131,7 +129,7 @@ class _Context:
         """Return the seconds that the caller waits."""
         return max(0.0, self._deadline - time.monotonic())
 
-    def invocation_metadata(self) -> tuple[_Header, ...]:
+    def invocation_metadata(self) -> Metadata:
         """Return the caller's headers."""
         return self._metadata
 
@@ -144,7 +142,7 @@ class _Context:
         return "unix:"
 
 
-class _Running:
+class _Running(ABC):
     """A call from its beginning to its end, however that comes."""
 
     def __init__(self, handler: Any, context: _Context, data: bytes, deserialize: Any) -> None:
@@ -180,12 +178,13 @@ class _Running:
         context: Any = self._context  # as much of gRPC's context as is asked for
         return behaviour_of(self._handler)(request, context)
 
+    @abstractmethod
     async def _run(self, request: Any) -> None:
-        raise NotImplementedError
+        """Let the handler answer a request, and keep what it gives."""
 
+    @abstractmethod
     def _ended(self) -> None:
         """Tell who waits. May come twice: at the deadline, and when the handler has ended."""
-        raise NotImplementedError
 
     def _expire(self) -> None:
         self._context.fail(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")

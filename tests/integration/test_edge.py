@@ -80,11 +80,8 @@ async def test_one_page_of_metrics_has_every_service(mesh: MeshUnderTest) -> Non
         assert f'twinpath_serving{{service="twinpath.{service}"}} 1.0' in text
 
 
-async def test_it_survives_a_crash_with_all_that_was_acknowledged(
-    mesh: MeshUnderTest, tmp_path: Path
-) -> None:
+async def test_it_survives_a_crash_with_all_that_was_acknowledged(mesh: MeshUnderTest) -> None:
     """After kill -9 the process comes back; the answers that were given are in the log."""
-    del tmp_path
     async with mesh.router() as router:
         replies = [await router.Infer(request(patient_id=n)) for n in range(1, 6)]
     mesh.kill("edge")
