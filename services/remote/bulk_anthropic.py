@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from services.remote.bulk_wire import Missing, Page, Requests, Seen, State, Suspect
+from services.remote.bulk_wire import Missing, Page, Requests, Seen, State, Suspect, by_custom_id
 from services.remote.wire import JSON_TYPE, AnswerError, Body, Reply, count, dig, load_object
 
 _RENDERER = "anthropic-batch/1"
@@ -110,16 +110,7 @@ class AnthropicBatches:
 
     def answers(self, content: bytes) -> Mapping[str, Reply | Missing | None]:
         """See `BatchApi`."""
-        found: dict[str, Reply | Missing | None] = {}
-        for line in content.splitlines():
-            if not line.strip():
-                continue
-            document = load_object(line)
-            name = dig(document, "custom_id", kind=str)
-            if name in found:
-                raise AnswerError("custom_id")
-            found[name] = _answer(dig(document, "result", kind=dict))
-        return found
+        return by_custom_id(content, lambda line: _answer(dig(line, "result", kind=dict)))
 
     def _get(self, path: str) -> Body:
         return Body(b"", self._headers, _RENDERER, path, "GET")

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from services.remote.bulk_wire import Missing, Page, Requests, Seen, State, Suspect
-from services.remote.wire import JSON_TYPE, AnswerError, Body, Reply, dig, dump, load_object
+from services.remote.bulk_wire import Missing, Page, Requests, Seen, State, Suspect, by_custom_id
+from services.remote.wire import JSON_TYPE, Body, Reply, dig, dump, load_object
 
 _STATES = {
     "completed": State.ENDED,
@@ -97,16 +97,7 @@ class OpenAiBatches:
 
     def answers(self, content: bytes) -> Mapping[str, Reply | Missing | None]:
         """See `BatchApi`."""
-        found: dict[str, Reply | Missing | None] = {}
-        for line in content.splitlines():
-            if not line.strip():
-                continue
-            document = load_object(line)
-            name = dig(document, "custom_id", kind=str)
-            if name in found:
-                raise AnswerError("custom_id")
-            found[name] = _answer(document)
-        return found
+        return by_custom_id(content, _answer)
 
 
 def _get(path: str) -> Body:

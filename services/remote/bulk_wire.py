@@ -7,12 +7,12 @@ its digest in the record is that of what left.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
-from services.remote.wire import Body, Reply
+from services.remote.wire import AnswerError, Body, Reply, dig, load_object
 
 Requests = Sequence[tuple[str, Body]]
 """Each request of a batch under its name."""
@@ -120,3 +120,23 @@ def name_of(job: str, number: int) -> str:
 def mark_of(job: str) -> str:
     """Return what the names of a job's requests begin with."""
     return hashlib.sha256(job.encode()).hexdigest()[:24]
+
+
+def by_custom_id(
+    lines: bytes, answer: Callable[[dict[str, Any]], Reply | Missing | None]
+) -> dict[str, Reply | Missing | None]:
+    """Read a vendor's JSON lines, one for each request: its name, and what `answer` makes of it.
+
+    Raises:
+        AnswerError: a line breaks the protocol, or answers a request for the second time.
+    """
+    found: dict[str, Reply | Missing | None] = {}
+    for line in lines.splitlines():
+        if not line.strip():
+            continue
+        document = load_object(line)
+        name = dig(document, "custom_id", kind=str)
+        if name in found:
+            raise AnswerError("custom_id")
+        found[name] = answer(document)
+    return found
