@@ -60,13 +60,7 @@ def take_up(stored: audit_pb2.StoredRecord, view: CatalogView, clock: Clock) -> 
         raise DataLossError("PAYLOAD_CORRUPT", "the payload can't be read") from None
     if not digest.fits(model_input):
         raise DataLossError("INPUT_DIGEST_MISMATCH", "the input is not what its digest says")
-    task = view.catalog.tasks.get(record.task)
-    if task is None:
-        raise FailedPreconditionError(
-            "TASK_GONE",
-            f"the catalog has no task {record.task!r} any more",
-            metadata={"task": record.task},
-        )
+    task = view.recorded(record.task)
     request, now, now_us = pending.request, clock.monotonic(), clock.unix_us()
     decision = Decision(
         id=record.decision_id,

@@ -38,7 +38,7 @@ from services.router.dispatch import Dispatcher
 from services.router.outputs import accept
 from services.router.plan import Kind, Plan, Refusal
 from services.router.ports import Audit
-from services.router.steps import CatalogView, Steps, refusal, size_class_of
+from services.router.steps import CatalogView, Steps, entity_of, refusal, size_class_of
 from services.router.streams import Streams
 from twinpath.audit.v1 import audit_pb2, record_pb2
 from twinpath.common.v1 import context_pb2, decision_pb2
@@ -176,16 +176,8 @@ class Replays:
         """Return a decision of its own, about the recorded subject, by whoever asks now."""
         view = self._catalog()
         record, asked = recorded.record, recorded.request
-        task = view.catalog.tasks.get(record.task)
-        if task is None:
-            raise FailedPreconditionError(
-                "TASK_GONE",
-                f"the catalog has no task {record.task!r} any more",
-                metadata={"task": record.task},
-            )
-        entity = {
-            name: getattr(v, v.WhichOneof("kind") or "", "") for name, v in asked.entity.items()
-        }
+        task = view.recorded(record.task)
+        entity = entity_of(asked)
         if not_redacted(task, recorded.model_input, entity):
             raise FailedPreconditionError(
                 "INPUT_NOT_REDACTED",

@@ -31,7 +31,7 @@ from services.router import metrics, records
 from services.router.assemble import assemble, read_request, redactor_for
 from services.router.attempt import Answer
 from services.router.board import Board
-from services.router.catalog import Catalog
+from services.router.catalog import Catalog, Task
 from services.router.decision import Decision, digest_of_request, keyed_id
 from services.router.estimator import size_class
 from services.router.missing import without_features
@@ -58,6 +58,17 @@ class CatalogView:
 
     catalog: Catalog
     stale: bool
+
+    def recorded(self, name: str) -> Task:
+        """Return the task of a record. Raises FailedPreconditionError if it is gone (TASK_GONE)."""
+        task = self.catalog.tasks.get(name)
+        if task is None:
+            raise FailedPreconditionError(
+                "TASK_GONE",
+                f"the catalog has no task {name!r} any more",
+                metadata={"task": name},
+            )
+        return task
 
 
 class Steps:
