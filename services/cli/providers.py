@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from services.cli import console, provider_forms
+from services.cli.description import MeshNotRunningError, home
+from services.cli.description import read as read_description
 
 if TYPE_CHECKING:
     from services.remote.catalog import Model, Provider
@@ -129,16 +131,24 @@ def new(
     )
 
 
-def _load(catalog: Path, environment: Mapping[str, str] | None = None) -> dict[str, Provider]:
+def _load(catalog: Path) -> dict[str, Provider]:
     from services.remote import catalog as files  # noqa: PLC0415 - loads gRPC
     from services.remote import providers  # noqa: PLC0415
     from services.remote.yaml_lines import CatalogError  # noqa: PLC0415
 
     try:
-        return files.load(catalog, providers.mistakes, environment)
+        return files.load(catalog, providers.mistakes, _environment())
     except CatalogError as error:
         console.err.print(Text(str(error), style="red"))
         raise typer.Exit(1) from None
+
+
+def _environment() -> dict[str, str]:
+    """Our own variables, and without them where the stand-in vendor of this machine's mesh is."""
+    standin = {"TWINPATH_STANDIN_TOKEN_FILE": str(home() / "keys" / "standin.token")}
+    with suppress(MeshNotRunningError, KeyError):
+        standin["TWINPATH_STANDIN_URL"] = read_description(home() / "run").urls["standin"]
+    return {**standin, **os.environ}
 
 
 def _mistakes(path: Path) -> str:
@@ -147,7 +157,7 @@ def _mistakes(path: Path) -> str:
     from services.remote.yaml_lines import CatalogError, read  # noqa: PLC0415
 
     try:
-        read(path, Provider, os.environ, providers.mistakes)
+        read(path, Provider, _environment(), providers.mistakes)
     except CatalogError as error:
         return str(error)
     return ""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from services.cli import provider_forms
+from services.cli import description, provider_forms
+from services.cli.description import MeshDescription
 from services.cli.providers import app
 from services.remote import providers
 from services.remote.yaml_lines import read
@@ -34,6 +36,22 @@ def test_the_repositorys_own_providers_are_listed() -> None:
     assert result.exit_code == 0
     for word in ("standin", "oip-http", "eu", "internal", "diabetes_large v1", "$0.00025/call"):
         assert word in result.output
+
+
+def test_the_stand_in_is_that_of_the_mesh_that_runs(tmp_path: Path) -> None:
+    """Its address and token are those of TWINPATH_HOME's mesh; a variable of one's own wins."""
+    shown = {"TWINPATH_HOME": str(tmp_path)}
+    token = tmp_path / "keys" / "standin.token"
+    token.parent.mkdir()
+    token.write_text("a-token")
+    urls = {"standin": "http://127.0.0.1:7123"}
+    mesh = MeshDescription(launcher_pid=os.getpid(), addresses={}, tokens={}, urls=urls)
+    description.write(tmp_path / "run", mesh)
+    folder = ROOT / "deploy" / "catalog"
+    assert "http://127.0.0.1:7123" in invoke("list", "--catalog", folder, **shown).output
+    assert invoke("check", "--catalog", folder, **shown).exit_code == 0
+    own = {"TWINPATH_STANDIN_URL": "http://127.0.0.1:7999"}
+    assert "http://127.0.0.1:7999" in invoke("list", "--catalog", folder, **shown, **own).output
 
 
 def test_a_right_file_is_said_to_be_right(catalog: Path) -> None:
